@@ -1,0 +1,91 @@
+"""Builds and loads the CPU kernel: one C++ file, compiled once for this processor's instruction set.
+
+Knows compilers and processors, not what the kernel computes. `python -m app.model.native.build [ISA …]`
+builds ahead of time, for instance into an image that has no compiler at run time.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+SOURCE = Path(__file__).with_name("kernel.cpp")
+LIBRARIES = Path(__file__).with_name("lib")
+FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-Wall", "-Wextra", "-Wno-psabi", "-fno-math-errno", "-fno-trapping-math")
+COMPILERS = ("g++", "clang++", "c++")
+# Names of -march, best first, with the flags of /proc/cpuinfo that each needs.
+ISAS = {
+    "x86-64-v4": {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"},
+    "x86-64-v3": {"avx2", "bmi1", "bmi2", "f16c", "fma", "movbe"},
+}
+
+
+class KernelUnavailable(RuntimeError):
+    """No kernel can be had on this machine; the message says what is missing."""
+
+
+def processor_flags() -> set[str]:
+    """The feature flags of /proc/cpuinfo; empty where there are none."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return set()
+    line = next((line for line in text.splitlines() if line.startswith("flags")), ":")
+    return set(line.split(":", 1)[1].split())
+
+
+def best_isa() -> str:
+    """The best instruction set this processor has. Raises KernelUnavailable if none is supported."""
+    flags = processor_flags()
+    for isa, needed in ISAS.items():
+        if needed <= flags:
+            return isa
+    raise KernelUnavailable(f"no supported instruction set on this {platform.machine()} processor (needs AVX2)")
+
+
+def library_path(isa: str) -> Path:
+    """Where the kernel for an instruction set lies: the name carries the hash of source and flags."""
+    digest = hashlib.sha256(SOURCE.read_bytes() + " ".join(FLAGS).encode()).hexdigest()[:12]
+    return LIBRARIES / f"kernel-{isa}-{digest}.so"
+
+
+def build(isa: str) -> Path:
+    """Compile the kernel unless it is there. Raises KernelUnavailable without a compiler or when it fails."""
+    target = library_path(isa)
+    if target.exists():
+        return target
+    compiler = os.environ.get("CXX") or next(filter(None, map(shutil.which, COMPILERS)), None)
+    if compiler is None:
+        raise KernelUnavailable("no C++ compiler on PATH: install g++ or clang++, or set CXX")
+    LIBRARIES.mkdir(exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=LIBRARIES, suffix=".tmp")
+    os.close(handle)
+    partial = Path(name)
+    try:
+        command = [compiler, *FLAGS, f"-march={isa}", str(SOURCE), "-o", str(partial)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise KernelUnavailable(f"{compiler} failed:\n{done.stderr.strip()}")
+        partial.replace(target)  # atomic: workers that start together may build together
+    finally:
+        partial.unlink(missing_ok=True)
+    return target
+
+
+@functools.cache
+def load(isa: str | None = None) -> ctypes.CDLL:
+    """The kernel as a library, built if need be. Raises KernelUnavailable."""
+    return ctypes.CDLL(str(build(isa or best_isa())))
+
+
+if __name__ == "__main__":
+    for wanted in sys.argv[1:] or [best_isa()]:
+        print(build(wanted).name)
