@@ -96,9 +96,7 @@ def save(module: Tokenizer | Kronos, config: TokenizerConfig | ModelConfig, fold
     Raises CheckpointError when ``config`` is not the one the module was built with.
     """
     if config != module.config:
-        raise CheckpointError(
-            f"the {type(module).__name__} was built with another configuration than the one given"
-        )
+        raise CheckpointError(f"this {type(module).__name__} was built with another configuration")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
@@ -150,9 +148,8 @@ def _from_hub(repository: str, revision: str | None) -> _Source:
             f"{repository}@{revision or 'main'}: not a folder, not in the hub's cache, and not to be had "
             f"from the hub ({type(error).__name__}). Check name, network and HF_HUB_OFFLINE, or give a folder"
         ) from error
-    return _Source(
-        Path(snapshot), repository, Path(snapshot).name
-    )  # a snapshot's folder is named by its commit
+    folder = Path(snapshot)  # named by its commit
+    return _Source(folder, repository, revision=folder.name)
 
 
 def _read_config(kind: type[C], folder: Path) -> C:

@@ -23,6 +23,7 @@ FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-Wall", "-Wextra", "-Wno-psab
 COMPILERS = ("g++", "clang++", "c++")
 # Names of -march, best first, with the flags of /proc/cpuinfo that each needs.
 ISAS = {
+    "sapphirerapids": {"amx_bf16", "amx_tile", "avx512_bf16", "avx512_fp16", "avx512_vnni", "avx512f", "avx512vl"},
     "x86-64-v4": {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"},
     "x86-64-v3": {"avx2", "bmi1", "bmi2", "f16c", "fma", "movbe"},
 }

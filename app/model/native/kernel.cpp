@@ -14,6 +14,12 @@
 #include <cstring>
 #include <vector>
 
+#ifdef __AMX_BF16__
+#include <immintrin.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace {
 
 constexpr int LANES = 16;   // of a vector; two halves where the machine has 8
@@ -74,7 +80,7 @@ inline Vec exponential(Vec x) {
 // --- what Python fills in (app/model/kernel.py mirrors these) ------------------------------------------------
 
 extern "C" {
-struct Linear {  // y = x W + bias; W packed in panels, zero beyond column n
+struct Linear {  // y = x W + bias; W packed in panels (bf16 with AMX: in tiles), zero beyond column n
     const void* weight;
     const float* bias;
     int32_t k, n;
@@ -178,6 +184,84 @@ void multiply(const Linear& m, const float* x, int stride_x, int rows, float* y,
     }
 }
 
+#ifdef __AMX_BF16__
+// Tiles of 16 rows: [16][32] of x, [16 pairs of k][16 columns][2] of W, [16][16] of y in float32. W is packed as
+// [N / 16][K / 32] such tiles. Rows of y depend on their own row of x only, as everywhere here.
+constexpr int TILE = 16, TILE_K = 32, TILE_ITEMS = TILE * TILE_K;
+
+struct alignas(64) TileConfig { uint8_t palette = 1, start = 0, reserved[14] = {}; uint16_t bytes[16] = {}; uint8_t rows[16] = {}; };
+
+// float32[rows][stride] to bf16[rows rounded up to 32][K rounded up to 32], zero beyond.
+bf16* shorten(const float* x, int stride, int rows, int k, int padded_k) {
+    static thread_local std::vector<bf16> buffer;
+    size_t size = size_t(round_up(rows, 2 * TILE)) * padded_k;
+    if (buffer.size() < size) buffer.resize(size);
+    bf16* out = buffer.data();
+    for (int row = 0; row < rows; row++, x += stride, out += padded_k)
+        for (int i = 0; i < padded_k; i += LANES) {
+            __mmask16 there = i + LANES <= k ? 0xffff : i < k ? (1u << (k - i)) - 1 : 0;
+            __m256bh half = _mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(there, x + i));
+            std::memcpy(out + i, &half, sizeof half);
+        }
+    std::fill(out, buffer.data() + size, bf16{0});
+    return buffer.data();
+}
+
+template <int ROW_TILES>
+void amx_tiles(const bf16* x, int padded_k, const bf16* w, int rows, const float* bias, float* y, int stride_y, bool add) {
+    // the intrinsics take literal tile numbers only: 0..3 accumulate, 4 and 5 hold x, 6 and 7 hold W
+    const bf16* w1 = w + size_t(padded_k) * TILE;
+    _tile_zero(0);
+    _tile_zero(1);
+    if (ROW_TILES == 2) { _tile_zero(2); _tile_zero(3); }
+    for (int i = 0; i < padded_k; i += TILE_K, w += TILE_ITEMS, w1 += TILE_ITEMS) {
+        _tile_loadd(4, x + i, padded_k * 2);
+        _tile_loadd(6, w, 64);
+        _tile_loadd(7, w1, 64);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_dpbf16ps(1, 4, 7);
+        if (ROW_TILES == 2) {
+            _tile_loadd(5, x + TILE * padded_k + i, padded_k * 2);
+            _tile_dpbf16ps(2, 5, 6);
+            _tile_dpbf16ps(3, 5, 7);
+        }
+    }
+    alignas(64) float result[2 * ROW_TILES][TILE][TILE];
+    _tile_stored(0, result[0], 64);
+    _tile_stored(1, result[1], 64);
+    if (ROW_TILES == 2) { _tile_stored(2, result[2], 64); _tile_stored(3, result[3], 64); }
+    for (int row = 0; row < rows; row++)
+        for (int c = 0; c < 2; c++) {
+            float* out = y + size_t(row) * stride_y + c * TILE;
+            Vec value = load(result[row / TILE * 2 + c][row % TILE]);
+            if (bias) value += load(bias + c * TILE);
+            if (add) value += load(out);
+            store(out, value);
+        }
+}
+
+template <>
+void multiply<bf16>(const Linear& m, const float* x, int stride_x, int rows, float* y, int stride_y, bool add) {
+    TileConfig config;
+    std::fill_n(config.bytes, 8, 64);
+    std::fill_n(config.rows, 8, TILE);
+    int padded_k = round_up(m.k, TILE_K);
+    const bf16* in = shorten(x, stride_x, rows, m.k, padded_k);
+    const bf16* w = static_cast<const bf16*>(m.weight);
+    _tile_loadconfig(&config);
+    for (int column = 0; column < m.n; column += 2 * TILE, w += size_t(2 * TILE) * padded_k) {
+        const float* bias = m.bias ? m.bias + column : nullptr;
+        for (int row = 0; row < rows; row += 2 * TILE) {
+            const bf16* block = in + size_t(row) * padded_k;
+            float* out = y + size_t(row) * stride_y + column;
+            if (rows - row > TILE) amx_tiles<2>(block, padded_k, w, std::min(2 * TILE, rows - row), bias, out, stride_y, add);
+            else amx_tiles<1>(block, padded_k, w, rows - row, bias, out, stride_y, add);
+        }
+    }
+    _tile_release();
+}
+#endif
+
 void normalise(const float* x, int stride_x, const float* weight, int d, int rows, float* y, int stride_y) {
     for (int row = 0; row < rows; row++, x += stride_x, y += stride_y) {
         Vec squares = {};
@@ -198,8 +282,9 @@ void score(const float* const* q, int hd, const T* keys, size_t page_stride, con
         Vec even[ROWS][2] = {}, odd[ROWS][2] = {};
         for (int i = 0; i < hd; i += 2) {
             const T* row = k + i * PAGE;
-            for (unsigned line = 0; line < 2 * PAGE * sizeof(T); line += 64)
-                __builtin_prefetch(reinterpret_cast<const char*>(next + i * PAGE) + line);
+            if (ROWS == 1)  // a single row reads memory once; several find it in the cache
+                for (unsigned line = 0; line < 2 * PAGE * sizeof(T); line += 64)
+                    __builtin_prefetch(reinterpret_cast<const char*>(next + i * PAGE) + line);
             Vec k0 = load(row), k1 = load(row + LANES), k2 = load(row + PAGE), k3 = load(row + PAGE + LANES);
             for (int r = 0; r < ROWS; r++) {
                 even[r][0] += q[r][i] * k0;
@@ -243,8 +328,9 @@ void mix(float* const* weights, const float* totals, const T* values, size_t pag
         const T* next = start + PAGE < limit ? values + size_t(pages[start / PAGE + 1]) * page_stride : v;
         int count = std::min(PAGE, limit - start);
         for (int i = 0; i < count; i++, v += stride, next += stride) {
-            for (unsigned line = 0; line < VECS * LANES * sizeof(T); line += 64)
-                __builtin_prefetch(reinterpret_cast<const char*>(next) + line);
+            if (ROWS == 1)
+                for (unsigned line = 0; line < VECS * LANES * sizeof(T); line += 64)
+                    __builtin_prefetch(reinterpret_cast<const char*>(next) + line);
             for (int c = 0; c < VECS; c++) {
                 Vec value = load(v + c * LANES);
                 for (int r = 0; r < ROWS; r++) acc[r][c] += weights[r][start + i] * value;
@@ -558,6 +644,15 @@ void decode(const Model& model, const PathRow* const* paths, const int32_t* posi
 // --- the C interface: `half` chooses bf16 storage --------------------------------------------------------------
 
 extern "C" {
+// How bf16 matrices must be packed: 0 panels, 1 AMX tiles (asks the kernel for leave to use them).
+int kronos_packing() {
+#ifdef __AMX_BF16__
+    constexpr int REQUEST_PERMISSION = 0x1023, TILE_DATA = 18;
+    return syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0 ? 1 : -1;
+#else
+    return 0;
+#endif
+}
 void kronos_blocks(const Stack* stack, int half, float* hidden, int stride, const Segment* segments, int count, int keys_only) {
     (half ? run_blocks<bf16> : run_blocks<float>)(*stack, hidden, stride, segments, count, keys_only);
 }

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional
 
 from app.model.layers import Block
 from app.model.native import build
@@ -78,6 +79,21 @@ def address(array: NDArray[Any]) -> int:
     return int(array.__array_interface__["data"][0])
 
 
+def pack_panels(weight: Tensor) -> Tensor:
+    """[N, K] → [N / 64][K][64], the order in which a panel of columns is multiplied."""
+    n, k = weight.shape
+    packed = functional.pad(weight, (0, 0, 0, round_up(n, PANEL) - n))
+    return packed.view(-1, PANEL, k).transpose(1, 2).contiguous()
+
+
+def pack_tiles(weight: Tensor) -> Tensor:
+    """[N, K] → [N / 16][K / 32][16][16][2]: AMX's tiles of 16 pairs of k by 16 columns."""
+    n, k = weight.shape
+    packed = functional.pad(weight, (0, round_up(k, 2 * LANES) - k, 0, round_up(n, PANEL) - n))
+    tiles = packed.view(-1, LANES, packed.shape[1] // (2 * LANES), LANES, 2)  # [N/16, column, K/32, pair, 2]
+    return tiles.permute(0, 2, 3, 1, 4).contiguous()
+
+
 class Kernel:
     """Weights and caches of one storage type, and the calls that use them.
 
@@ -87,6 +103,7 @@ class Kernel:
     def __init__(self, *, half: bool) -> None:
         self.half = half
         self._library = build.load()
+        self._tiles = half and bool(self._library.kronos_packing())
         self._kept: list[NDArray[Any]] = []
 
     def keep(self, tensor: Tensor | NDArray[Any]) -> int:
@@ -96,11 +113,9 @@ class Kernel:
         return address(array)
 
     def linear(self, weight: Tensor, bias: Tensor | None = None) -> CLinear:
-        """Pack weight [N, K] in panels of 64 columns, [N / 64][K][64], zero beyond column N."""
+        """Pack weight [N, K] as the kernel reads it (`pack_panels`, `pack_tiles`), with zeros beyond column N."""
         n, k = weight.shape
-        packed = torch.zeros(round_up(n, PANEL), k)
-        packed[:n] = weight.detach()
-        panels = packed.view(-1, PANEL, k).transpose(1, 2).contiguous()
+        panels = pack_tiles(weight.detach()) if self._tiles else pack_panels(weight.detach())
         array = panels.to(torch.bfloat16).view(torch.int16).numpy() if self.half else panels.numpy()
         self._kept.append(array)
         padded = np.zeros(round_up(n, PANEL), np.float32)

@@ -1,0 +1,216 @@
+"""The runner on a CPU: a checkpoint folded and packed for the kernel, with its cache.
+
+Knows the way from candles to tokens and back and the model's step; not who asks or in which order. Folded
+once at the start: every embedding goes through the projection that follows it, so a token becomes one row of
+a table. One thread calls it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Sequence
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from app.model.config import CROSS_HEADS
+from app.model.native.kernel import PANEL, CModel, CPathRow, CSegment, Kernel, NativeStack, address, round_up
+from app.model.sampling import uniforms
+from app.model.tokenizer import index_to_bits
+from app.model.transformer import STAMP_TABLES
+from app.model.weights import Checkpoint
+from app.pages import PAGE_SIZE, pages_for
+from app.scheduler import Scheduler
+from app.work import Float32, Float64, Int16, Int32, Row
+
+MAX_HISTORY = 2048
+"""Candles that one series may have (settings bound requests by the same number)."""
+DETOKENISE_PATHS = 8
+"""Sample paths detokenised in one go; bounds the memory, not the number of paths."""
+
+
+class NativeRunner:
+    """See `app.work.Runner` for the promises of each method."""
+
+    def __init__(self, checkpoint: Checkpoint, *, num_slots: int = 16, dtype: str = "float32") -> None:
+        self.num_slots = num_slots
+        self.max_context = checkpoint.max_context
+        self.kernel = Kernel(half=dtype == "bfloat16")
+        self.num_pages = Scheduler.pages_needed(num_slots, self.max_context)
+        self._scratch = np.arange(self.num_pages, self.num_pages + pages_for(self.max_context), dtype=np.int32)
+        self._candles = _CandleCodec(self.kernel, checkpoint)
+        self._build_model(checkpoint)
+        self._rows: WeakKeyDictionary[Row, CPathRow] = WeakKeyDictionary()
+
+    def encode(self, history: Float32) -> Int32:
+        return self._candles.encode(history)
+
+    def detokenise(self, history: Int32, generated: Int32) -> Float32:
+        return self._candles.decode(history, generated)
+
+    def prefill(self, tokens: Int32, stamps: Int16, pages: Sequence[int]) -> None:
+        if len(tokens):
+            self._prefill(tokens, stamps, np.asarray(pages, np.int32), None)
+
+    def embed(self, history: Float32, stamps: Int16) -> Float32:
+        tokens = self.encode(history)[-self.max_context :]
+        context = np.empty((len(tokens), self._stack.d), np.float32)
+        self._prefill(tokens, stamps[len(stamps) - len(tokens) :], self._scratch, context)
+        return context.mean(0)
+
+    def decode(self, rows: Sequence[Row], positions: Sequence[int], logits: Float32 | None = None) -> None:
+        paths = (ctypes.c_void_p * len(rows))(*(ctypes.addressof(self._path_row(row)) for row in rows))
+        where = (ctypes.c_int32 * len(rows))(*positions)
+        out = None if logits is None else ctypes.c_void_p(address(logits))
+        self.kernel.call(
+            "kronos_decode", ctypes.byref(self._model), int(self.kernel.half), paths, where, len(rows), out
+        )
+
+    def roll(self, row: Row, position: int) -> None:
+        start = position - self.max_context + 1
+        window = Row(row.tokens[start:], row.stamps[start:], row.draws, self._scratch, row.first - start, row.sampling)
+        self.prefill(window.tokens[: self.max_context - 1], window.stamps[: self.max_context - 1], self._scratch.tolist())
+        self.decode([window], [self.max_context - 1])
+
+    def copy_page(self, source: int, target: int) -> None:
+        self._stack.copy_page(source, target)
+        for store in self._cross_cache:
+            store[target] = store[source]
+
+    def draws(self, seed: int, path: int, steps: int) -> Float64:
+        return uniforms(seed, path, steps)
+
+    def _prefill(self, tokens: Int32, stamps: Int16, pages: Int32, context: Float32 | None) -> None:
+        tokens, stamps = np.ascontiguousarray(tokens), np.ascontiguousarray(stamps)
+        out = None if context is None else ctypes.c_void_p(address(context))
+        self.kernel.call(
+            "kronos_prefill", ctypes.byref(self._model), int(self.kernel.half), ctypes.c_void_p(address(tokens)),
+            ctypes.c_void_p(address(stamps)), len(tokens), ctypes.c_void_p(address(pages)), out,
+        )  # fmt: skip
+
+    def _path_row(self, row: Row) -> CPathRow:
+        made = self._rows.get(row)
+        if made is None:
+            made = self._rows[row] = CPathRow(
+                address(row.tokens), address(row.stamps), address(row.draws), address(row.pages),
+                row.first, row.sampling.top_k, row.sampling.temperature, row.sampling.top_p,
+            )  # fmt: skip
+        return made
+
+    def _build_model(self, checkpoint: Checkpoint) -> None:
+        kernel, model = self.kernel, checkpoint.model
+        _refuse_train_mode(model)
+        config, embedding, cross = model.config, model.embedding, model.dep_layer.cross_attn
+        pages = self.num_pages + len(self._scratch)
+        self._stack = NativeStack(kernel, list(model.transformer), num_positions=self.max_context, num_pages=pages)
+        self._cross_cache = kernel.cache(pages, config.d_model, CROSS_HEADS)
+        half_s1, half_s2 = embedding.fusion_proj.weight.detach().chunk(2, dim=1)
+        s1_table = embedding.emb_s1.weight.detach() * embedding.factor @ half_s1.T + embedding.fusion_proj.bias.detach()
+        s2_table = embedding.emb_s2.weight.detach() * embedding.factor @ half_s2.T
+        # the query's 1/√head_dim goes into its table too
+        query = (embedding.emb_s1.weight.detach() @ cross.q_proj.weight.detach().T + cross.q_proj.bias.detach())
+        query = query / math.sqrt(config.d_model // CROSS_HEADS)
+        times = [_table(model.time_emb.get_submodule(f"{name}_embed")) for name, _ in STAMP_TABLES]
+        kv = kernel.linear(
+            torch.cat((cross.k_proj.weight, cross.v_proj.weight)), torch.cat((cross.k_proj.bias, cross.v_proj.bias))
+        )
+        self._model = CModel(
+            self._stack.struct, CROSS_HEADS, 2**config.s1_bits, 2**config.s2_bits, 0,
+            kernel.keep(s1_table), kernel.keep(s2_table), (ctypes.c_void_p * 5)(*map(kernel.keep, times)),
+            kernel.keep(model.norm.weight.detach()), kernel.keep(query),
+            kv, kernel.module(cross.out_proj), kernel.keep(model.dep_layer.norm.weight.detach()),
+            kernel.module(model.head.proj_s1), kernel.module(model.head.proj_s2),
+            address(self._cross_cache[0]), address(self._cross_cache[1]),
+        )  # fmt: skip
+
+
+class _CandleCodec:
+    """The tokenizer's two halves: candles to tokens, and tokens to candles."""
+
+    def __init__(self, kernel: Kernel, checkpoint: Checkpoint) -> None:
+        tokenizer, context = checkpoint.tokenizer, checkpoint.max_context
+        _refuse_train_mode(tokenizer)
+        config = tokenizer.config
+        self._kernel, self._max_context, self._s1_bits = kernel, context, config.s1_bits
+        self._history_pages = np.arange(pages_for(MAX_HISTORY), dtype=np.int32)
+        self._encoder = NativeStack(
+            kernel, list(tokenizer.encoder), num_positions=MAX_HISTORY, num_pages=len(self._history_pages)
+        )
+        decoder_pages = (1 + DETOKENISE_PATHS) * (pages_for(context) + 1)
+        self._decoder = NativeStack(kernel, list(tokenizer.decoder), num_positions=context, num_pages=decoder_pages)
+        self._embed = kernel.module(tokenizer.embed)
+        self._quantise = kernel.module(tokenizer.quant_embed)
+        self._head = kernel.module(tokenizer.head)
+        projection = tokenizer.post_quant_embed.weight.detach() * config.num_bits**-0.5
+        s1_part, s2_part = projection.split([config.s1_bits, config.s2_bits], dim=1)
+        s1_bits = index_to_bits(torch.arange(2**config.s1_bits), config.s1_bits)
+        s2_bits = index_to_bits(torch.arange(2**config.s2_bits), config.s2_bits)
+        self._s1_table = (s1_bits @ s1_part.T + tokenizer.post_quant_embed.bias.detach()).numpy()
+        self._s2_table = (s2_bits @ s2_part.T).numpy()
+        self._powers = 2 ** np.arange(max(config.s1_bits, config.s2_bits))
+
+    def encode(self, history: Float32) -> Int32:
+        count = len(history)
+        if count > MAX_HISTORY:
+            raise ValueError(f"a history of {count} candles is longer than {MAX_HISTORY}")
+        hidden = self._multiply(self._embed, np.ascontiguousarray(history, np.float32))
+        self._encoder.forward(hidden, [CSegment(address(self._history_pages), 0, count)])
+        bits = self._multiply(self._quantise, hidden) > 0
+        s1 = bits[:, : self._s1_bits] @ self._powers[: self._s1_bits]
+        fine = bits[:, self._s1_bits : self._quantise.n]
+        return np.stack((s1, fine @ self._powers[: fine.shape[1]]), 1).astype(np.int32)
+
+    def decode(self, history: Int32, generated: Int32) -> Float32:
+        horizon = generated.shape[1]
+        num_prefix = min(len(history), self._max_context - horizon)
+        prefix_pages = np.arange(pages_for(num_prefix), dtype=np.int32)
+        if num_prefix:
+            hidden = self._lookup(history[len(history) - num_prefix :])
+            self._decoder.forward(hidden, [CSegment(address(prefix_pages), 0, num_prefix)], keys_only=True)
+        chunks = [
+            self._decode_paths(generated[start : start + DETOKENISE_PATHS], num_prefix)
+            for start in range(0, len(generated), DETOKENISE_PATHS)
+        ]
+        return np.concatenate(chunks)
+
+    def _decode_paths(self, generated: Int32, num_prefix: int) -> Float32:
+        """int32[k, H, 2] after a prefix that stands in the first pages → float32[k, H, 6]."""
+        num_paths, horizon, _ = generated.shape
+        num_shared = num_prefix // PAGE_SIZE
+        num_own = pages_for(num_prefix + horizon) - num_shared
+        tables = np.empty((num_paths, num_shared + num_own), np.int32)
+        tables[:, :num_shared] = np.arange(num_shared)
+        tables[:, num_shared:] = pages_for(num_prefix) + np.arange(num_paths * num_own).reshape(num_paths, num_own)
+        if num_prefix % PAGE_SIZE:
+            for table in tables:
+                self._decoder.copy_page(num_shared, int(table[num_shared]))
+        hidden = self._lookup(generated.reshape(-1, 2))
+        self._decoder.forward(hidden, [CSegment(address(table), num_prefix, horizon) for table in tables])
+        candles = self._multiply(self._head, hidden)[:, : self._head.n]
+        return candles.reshape(num_paths, horizon, -1).copy()
+
+    def _lookup(self, tokens: Int32) -> Float32:
+        hidden = np.zeros((len(tokens), self._decoder.stride), np.float32)
+        hidden[:, : self._decoder.d] = self._s1_table[tokens[:, 0]] + self._s2_table[tokens[:, 1]]
+        return hidden
+
+    def _multiply(self, linear: ctypes.Structure, x: Float32) -> Float32:
+        y = np.empty((len(x), round_up(linear.n, PANEL)), np.float32)
+        self._kernel.call(
+            "kronos_multiply", ctypes.byref(linear), int(self._kernel.half), ctypes.c_void_p(address(x)), x.shape[1],
+            len(x), ctypes.c_void_p(address(y)), y.shape[1],
+        )  # fmt: skip
+        return y
+
+
+def _table(embedding: nn.Module) -> Tensor:
+    weight = next(embedding.parameters())
+    return weight.detach()
+
+
+def _refuse_train_mode(module: nn.Module) -> None:
+    if module.training:
+        raise ValueError(f"{type(module).__name__} is in train mode; call eval() first")
