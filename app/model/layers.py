@@ -48,7 +48,8 @@ class FeedForward(nn.Module):
 
 def rotary_frequencies(head_dim: int) -> Tensor:
     """``10000^(-2i/head_dim)`` for i < head_dim/2, float32 (Su et al. 2021, arXiv 2104.09864)."""
-    return ROTARY_BASE ** -(torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
+    return torch.pow(ROTARY_BASE, -exponents)  # a number ** a tensor would import torch's compiler, which takes 1 s
 
 
 def rotate(x: Tensor, inv_freq: Tensor) -> Tensor:

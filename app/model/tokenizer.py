@@ -35,8 +35,8 @@ class _BinarySphericalBuffers(nn.Module):
 
     def __init__(self, num_bits: int, group_size: int) -> None:
         super().__init__()
-        self.register_buffer("basis", 2 ** torch.arange(num_bits - 1, -1, -1))
-        self.register_buffer("group_basis", 2 ** torch.arange(group_size - 1, -1, -1))
+        self.register_buffer("basis", _powers_of_two(num_bits).flip(0))
+        self.register_buffer("group_basis", _powers_of_two(group_size).flip(0))
 
 
 class _Quantiser(nn.Module):
@@ -47,10 +47,13 @@ class _Quantiser(nn.Module):
         self.bsq = _BinarySphericalBuffers(num_bits, group_size)
 
 
+def _powers_of_two(count: int) -> Tensor:
+    return torch.tensor([1 << bit for bit in range(count)])
+
+
 def bits_to_index(bits: Tensor) -> Tensor:
     """bool [..., n] → int64 [...], least significant bit first."""
-    powers = 2 ** torch.arange(bits.shape[-1], device=bits.device)
-    return (bits.long() * powers).sum(-1)
+    return (bits.long() * _powers_of_two(bits.shape[-1]).to(bits.device)).sum(-1)
 
 
 def index_to_bits(index: Tensor, num_bits: int) -> Tensor:

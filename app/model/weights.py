@@ -188,7 +188,8 @@ def _restore(kind: type[M], config: TokenizerConfig | ModelConfig, folder: Path)
         stored = load_file(path)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is not a safetensors file: {error}") from error
-    with torch.device("meta"):  # names and shapes only: nothing is initialised to be overwritten
+    # Initialised only to be overwritten: laying it out on the "meta" device imports torch's compiler, which takes longer.
+    with torch.random.fork_rng(devices=[]):
         module = kind(config)  # type: ignore[arg-type]
     _check_tensors(path, module.state_dict(), stored)
     owned = {name: tensor.to(module.state_dict()[name].dtype, copy=True) for name, tensor in stored.items()}

@@ -88,5 +88,8 @@ def load(isa: str | None = None) -> ctypes.CDLL:
 
 
 if __name__ == "__main__":
-    for wanted in sys.argv[1:] or [best_isa()]:
-        print(build(wanted).name)
+    try:
+        for wanted in sys.argv[1:] or [best_isa()]:
+            print(f"kernel ready: {build(wanted).name}")
+    except KernelUnavailable as unavailable:
+        sys.exit(f"no CPU kernel: {unavailable}")
