@@ -29,7 +29,7 @@ import numpy as np
 import torch
 
 from app.admission import Limits
-from app.engine import Engine
+from app.engine import Engine, Ticket
 from app.model.config import PUBLISHED
 from app.model.native.runner import NativeRunner
 from app.model.weights import Checkpoint, random_checkpoint
@@ -49,7 +49,7 @@ def make_checkpoints(sizes: list[str]) -> dict[str, Checkpoint]:
     made = {}
     for size in sizes:
         checkpoint = random_checkpoint(PUBLISHED[size], seed=0)
-        if LOOKBACK + HORIZON - 1 > checkpoint.max_context:
+        if checkpoint.max_context < LOOKBACK + HORIZON - 1:
             made[f"{size} rolling at {checkpoint.max_context}"] = checkpoint
             checkpoint = dataclasses.replace(checkpoint, max_context=ROOMY_CONTEXT)
         made[size] = checkpoint
@@ -73,7 +73,9 @@ def _stamps(count: int) -> np.ndarray[Any, np.dtype[np.int16]]:
 def run_engine(engine: Engine, work: list[Forecast], in_flight: int) -> dict[str, float]:
     """Closed loop: `in_flight` forecasts at once until all work is done. Seconds per forecast, latencies."""
     began = time.perf_counter()
-    waiting, tickets, outcomes = list(reversed(work)), [], []
+    waiting = list(reversed(work))
+    tickets: list[Ticket] = []
+    outcomes: list[Outcome] = []
     with engine.reserve() as permit:
         while waiting or tickets:
             while waiting and len(tickets) < in_flight:

@@ -14,11 +14,13 @@ class FakeRunner:
     puts the minute of the stamp it saw into s2. Detokenising returns s1 in the prices and s2 in the volumes."""
 
     def __init__(
-        self, num_slots: int = 4, max_context: int = 512, on_step: Callable[[int], None] | None = None
-    ) -> None:
+        self, num_slots: int = 4, max_context: int = 512, on_step: Callable[[int], None] | None = None,
+        on_errand: Callable[[str], None] | None = None,
+    ) -> None:  # fmt: skip
         self.num_slots = num_slots
         self.max_context = max_context
         self.on_step = on_step
+        self.on_errand = on_errand
         self.batches: list[int] = []
         self.cached: dict[int, int] = {}
         self.errands: list[str] = []
@@ -27,10 +29,10 @@ class FakeRunner:
         return np.stack((np.rint(history[:, 0]), np.zeros(len(history))), 1).astype(np.int32)
 
     def prefill(self, tokens: Int32, stamps: Int16, pages: Sequence[int]) -> None:
-        self.errands.append("prefill")
+        self._errand("prefill")
 
     def copy_page(self, source: int, target: int) -> None:
-        self.errands.append("copy")
+        self._errand("copy")
 
     def decode(self, rows: Sequence[Row], positions: Sequence[int]) -> None:
         self.batches.append(len(rows))
@@ -42,17 +44,24 @@ class FakeRunner:
             row.tokens[position + 1] = row.tokens[position, 0] + 1 + noise, row.stamps[position, 0]
 
     def roll(self, row: Row, position: int) -> None:
-        self.errands.append("roll")
+        self._errand("roll")
         self.decode([row], [position])
 
     def detokenise(self, history: Int32, generated: Int32) -> Float32:
-        self.errands.append("detokenise")
+        self._errand("detokenise")
         candles = np.repeat(generated[..., :1], 6, axis=-1)
         candles[..., 4] = generated[..., 1]
         return candles.astype(np.float32)
 
     def embed(self, history: Float32, stamps: Int16) -> Float32:
-        return history.mean(0)
+        self._errand("embed")
+        vector: Float32 = history.mean(0)
+        return vector
 
     def draws(self, seed: int, path: int, steps: int) -> Float64:
         return np.random.Generator(np.random.Philox(key=[seed, path])).random((steps, 2))
+
+    def _errand(self, name: str) -> None:
+        self.errands.append(name)
+        if self.on_errand:
+            self.on_errand(name)

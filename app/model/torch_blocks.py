@@ -47,7 +47,7 @@ class PackedBlock:
 
     def __init__(self, block: Block, device: torch.device, dtype: torch.dtype) -> None:
         attention, ffn = block.self_attn, block.ffn
-        self._num_heads = attention.n_heads
+        self._heads = (3, attention.n_heads, attention.q_proj.out_features // attention.n_heads)
         self._norm1, self._norm2 = Norm(block.norm1, device), Norm(block.norm2, device)
         self._qkv = Packed(attention.q_proj, attention.k_proj, attention.v_proj, device=device, dtype=dtype)
         self._out = Packed(attention.out_proj, device=device, dtype=dtype)
@@ -56,7 +56,7 @@ class PackedBlock:
 
     def project(self, hidden: Tensor, turn: Turn) -> tuple[Tensor, Tensor, Tensor]:
         """float32 [B, T, d] → turned queries, turned keys, values, each [B, T, heads, head_dim]."""
-        qkv = self._qkv(self._norm1(hidden)).view(*hidden.shape[:2], 3, self._num_heads, -1)
+        qkv = self._qkv(self._norm1(hidden)).view(*hidden.shape[:2], *self._heads)
         turned = rotate(qkv[:, :, :2], turn)
         return turned[:, :, 0], turned[:, :, 1], qkv[:, :, 2]
 
@@ -136,9 +136,7 @@ def rotate(x: Tensor, turn: Turn) -> Tensor:
     return (x * cosines + torch.cat((-second, first), -1) * sines).to(x.dtype)
 
 
-def attend(
-    queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None, *, causal: bool = False
-) -> Tensor:
+def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None, *, causal: bool = False) -> Tensor:
     """[B, T, heads, head_dim] over [B, L, heads, head_dim] → [B, T, heads · head_dim].
 
     `mask` [B or 1, 1, T or 1, L] is bool (True: seen) or float and added to the scores; `causal` is for T = L.

@@ -55,9 +55,7 @@ class CandleCodec:
         horizon = generated.shape[1]
         num_prefix = min(len(history), self._max_context - horizon)
         past = self._remember(history[len(history) - num_prefix :])
-        seen = torch.ones(horizon, num_prefix + horizon, device=self._device, dtype=torch.bool).tril(
-            num_prefix
-        )
+        seen = torch.ones(horizon, num_prefix + horizon, device=self._device, dtype=torch.bool).tril(num_prefix)
         chunks = [
             self._decode_paths(generated[start : start + PATHS_AT_ONCE], past, seen)
             for start in range(0, len(generated), PATHS_AT_ONCE)
@@ -71,9 +69,7 @@ class CandleCodec:
         for block in self._decoder.blocks:
             queries, keys, values = block.project(hidden, turn)
             past.append((keys, values))
-            if (
-                block is not self._decoder.blocks[-1]
-            ):  # what the last block makes of the history, nobody reads
+            if block is not self._decoder.blocks[-1]:  # what the last block makes of the history, nobody reads
                 hidden = block.finish(hidden, attend(queries, keys, values, causal=True))
         return past
 
@@ -83,10 +79,7 @@ class CandleCodec:
         turn = self._decoder.turns(self._positions(seen.shape[1] - horizon, seen.shape[1]))
         for block, before in zip(self._decoder.blocks, past, strict=True):
             queries, *own = block.project(hidden, turn)
-            keys, values = (
-                torch.cat((old.expand(num_paths, -1, -1, -1), new), 1)
-                for old, new in zip(before, own, strict=True)
-            )
+            keys, values = (torch.cat((old.expand(num_paths, -1, -1, -1), new), 1) for old, new in zip(before, own, strict=True))
             hidden = block.finish(hidden, attend(queries, keys, values, seen))
         candles: Float32 = self._head(hidden).cpu().numpy()
         return candles

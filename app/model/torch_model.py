@@ -50,9 +50,7 @@ class TorchModel:
     Both heads stay float32: logits rounded to bfloat16 tie, and greedy decoding is random where they do.
     """
 
-    def __init__(
-        self, model: Kronos, num_pages: int, num_read: int, device: torch.device, dtype: torch.dtype
-    ) -> None:
+    def __init__(self, model: Kronos, num_pages: int, num_read: int, device: torch.device, dtype: torch.dtype) -> None:
         require_inference(model)
         width, embedding, cross = model.config.d_model, model.embedding, model.dep_layer.cross_attn
         self._stack = Stack(model.transformer, device, dtype)
@@ -71,8 +69,7 @@ class TorchModel:
         self._cross_kv = Packed(cross.k_proj, cross.v_proj, device=device, dtype=dtype)
         self._cross_out = Packed(cross.out_proj, device=device, dtype=dtype)
         self._s1_head, self._s2_head = (
-            Packed(head, device=device, dtype=torch.float32)
-            for head in (model.head.proj_s1, model.head.proj_s2)
+            Packed(head, device=device, dtype=torch.float32) for head in (model.head.proj_s1, model.head.proj_s2)
         )
         self.copy_page = self._cache.copy_page
 

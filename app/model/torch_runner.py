@@ -13,6 +13,7 @@ The part for CUDA has not run on a GPU yet: all but the capture is tested on a C
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -49,9 +50,7 @@ class TorchRunner:
         self.max_context = checkpoint.max_context
         self._device = device
         num_pages, full = Scheduler.pages_needed(num_slots, self.max_context), pages_for(self.max_context)
-        self._scratch = np.arange(
-            num_pages, num_pages + full, dtype=np.int32
-        )  # of rolled windows and embeddings
+        self._scratch = np.arange(num_pages, num_pages + full, dtype=np.int32)  # of rolled windows and embeddings
         self._parked = num_pages + full  # the page that rows not in use write to
         self._codec = CandleCodec(checkpoint.tokenizer, self.max_context, device)
         self._model = TorchModel(checkpoint.model, self._parked + 1, num_slots * full, device, DTYPES[dtype])
@@ -94,9 +93,7 @@ class TorchRunner:
 
     def roll(self, row: Row, position: int) -> None:
         start = position - self.max_context + 1
-        window = Row(
-            row.tokens[start:], row.stamps[start:], row.draws, self._scratch, row.first - start, row.sampling
-        )
+        window = Row(row.tokens[start:], row.stamps[start:], row.draws, self._scratch, row.first - start, row.sampling)
         last = self.max_context - 1
         self.prefill(window.tokens[:last], window.stamps[:last], self._scratch.tolist())
         self.decode([window], [last])
@@ -110,9 +107,7 @@ class TorchRunner:
 
     def _prefill(self, tokens: Int32, stamps: Int16, pages: Int32) -> Tensor:
         arrays = (tokens, stamps, pages)
-        return self._model.prefill(
-            *(torch.from_numpy(array.astype(np.int64)).to(self._device) for array in arrays)
-        )
+        return self._model.prefill(*(torch.from_numpy(array.astype(np.int64)).to(self._device) for array in arrays))
 
     def _make_inputs(self, num_pages: int) -> tuple[StepInputs, StepInputs]:
         """The step's inputs as the host writes them and as the device reads them: on a CPU the same memory."""
@@ -154,28 +149,35 @@ class TorchRunner:
         return self._model.step(self._inputs.cut(self.num_slots, bucket))
 
     def _capture_all(self) -> dict[int, Callable[[], Step]]:
-        """A graph for each length of context, the longest first, since the others then fit into its memory."""
+        """A graph of the step for each length of context; to call one replays it. All rows are parked meanwhile.
+
+        The longest comes first, since the others then find room in its memory.
+        """
+        graphs: dict[int, Callable[[], Step]] = {}
         pool = torch.cuda.graph_pool_handle()
-        return {pages: self._capture(pages, pool) for pages in reversed(self._buckets)}
+        for num_pages in reversed(self._buckets):
+            step = partial(self._model.step, self._inputs.cut(self.num_slots, num_pages))
+            _warm_up(step, self._device)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=pool):
+                made = step()
+            graphs[num_pages] = partial(_replay, graph, made)
+        return graphs
 
-    def _capture(self, num_pages: int, pool: tuple[int, int]) -> Callable[[], Step]:
-        """Capture the step for one length of context; the result replays it. All rows are parked meanwhile."""
-        inputs = self._inputs.cut(self.num_slots, num_pages)
-        stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(stream):
-            for _ in range(WARM_UP_STEPS):
-                self._model.step(inputs)
-        torch.cuda.current_stream(self._device).wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool):
-            made = self._model.step(inputs)
 
-        def replay() -> Step:
-            graph.replay()
-            return made
+def _warm_up(step: Callable[[], Step], device: torch.device) -> None:
+    """Run the step on a stream of its own, as capture wants it."""
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        for _ in range(WARM_UP_STEPS):
+            step()
+    torch.cuda.current_stream(device).wait_stream(stream)
 
-        return replay
+
+def _replay(graph: torch.cuda.CUDAGraph, made: Step) -> Step:
+    graph.replay()
+    return made
 
 
 def context_buckets(num_pages: int) -> list[int]:

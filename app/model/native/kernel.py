@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from ctypes import POINTER, Structure, c_float, c_int32, c_void_p
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -144,7 +144,8 @@ class Kernel:
 class NativeStack:
     """Transformer blocks in the kernel's layout with a cache of `num_pages` pages."""
 
-    def __init__(self, kernel: Kernel, blocks: Sequence[Block], *, num_positions: int, num_pages: int) -> None:
+    def __init__(self, kernel: Kernel, modules: nn.ModuleList, *, num_positions: int, num_pages: int) -> None:
+        blocks = [cast(Block, module) for module in modules]
         attention = blocks[0].self_attn
         self.kernel = kernel
         self.d = attention.q_proj.in_features

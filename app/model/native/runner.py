@@ -59,7 +59,8 @@ class NativeRunner:
         tokens = self.encode(history)[-self.max_context :]
         context = np.empty((len(tokens), self._stack.d), np.float32)
         self._prefill(tokens, stamps[len(stamps) - len(tokens) :], self._scratch, context)
-        return context.mean(0)
+        vector: Float32 = context.mean(0)
+        return vector
 
     def decode(self, rows: Sequence[Row], positions: Sequence[int], logits: Float32 | None = None) -> None:
         paths = (ctypes.c_void_p * len(rows))(*(ctypes.addressof(self._path_row(row)) for row in rows))
@@ -105,7 +106,7 @@ class NativeRunner:
         _refuse_train_mode(model)
         config, embedding, cross = model.config, model.embedding, model.dep_layer.cross_attn
         pages = self.num_pages + len(self._scratch)
-        self._stack = NativeStack(kernel, list(model.transformer), num_positions=self.max_context, num_pages=pages)
+        self._stack = NativeStack(kernel, model.transformer, num_positions=self.max_context, num_pages=pages)
         self._cross_cache = kernel.cache(pages, config.d_model, CROSS_HEADS)
         half_s1, half_s2 = embedding.fusion_proj.weight.detach().chunk(2, dim=1)
         s1_table = embedding.emb_s1.weight.detach() * embedding.factor @ half_s1.T + embedding.fusion_proj.bias.detach()
@@ -137,10 +138,10 @@ class _CandleCodec:
         self._kernel, self._max_context, self._s1_bits = kernel, context, config.s1_bits
         self._history_pages = np.arange(pages_for(MAX_HISTORY), dtype=np.int32)
         self._encoder = NativeStack(
-            kernel, list(tokenizer.encoder), num_positions=MAX_HISTORY, num_pages=len(self._history_pages)
+            kernel, tokenizer.encoder, num_positions=MAX_HISTORY, num_pages=len(self._history_pages)
         )
         decoder_pages = (1 + DETOKENISE_PATHS) * (pages_for(context) + 1)
-        self._decoder = NativeStack(kernel, list(tokenizer.decoder), num_positions=context, num_pages=decoder_pages)
+        self._decoder = NativeStack(kernel, tokenizer.decoder, num_positions=context, num_pages=decoder_pages)
         self._embed = kernel.module(tokenizer.embed)
         self._quantise = kernel.module(tokenizer.quant_embed)
         self._head = kernel.module(tokenizer.head)
