@@ -20,7 +20,7 @@ def filter_rows(logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tenso
     ranked, order = scaled.sort(dim=-1, descending=True, stable=True)
     kth = ranked.gather(-1, (top_k.clamp(1, logits.shape[-1]) - 1)[:, None])
     before = ranked.softmax(-1).cumsum(-1)[:, :-1]
-    above = (before >= top_p.clamp(min=0.0)[:, None]) & (top_p < 1.0)[:, None]
+    above = (before > top_p.clamp(min=0.0)[:, None]) & (top_p < 1.0)[:, None]
     beyond_p = torch.zeros_like(scaled, dtype=torch.bool).scatter(-1, order[:, 1:], above)
     dropped = torch.where((top_k > 0)[:, None], scaled < kth, beyond_p)
     return scaled.masked_fill(dropped, -torch.inf).softmax(-1)

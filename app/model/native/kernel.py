@@ -94,6 +94,28 @@ def pack_tiles(weight: Tensor) -> Tensor:
     return tiles.permute(0, 2, 3, 1, 4).contiguous()
 
 
+class _Arena:
+    """Copies of arrays side by side in large blocks, which the system backs with huge pages: a decode step reads
+    every weight once, and would miss the address cache at each small page."""
+
+    BLOCK_BYTES = 32 << 20
+    ALIGNMENT = 64
+
+    def __init__(self) -> None:
+        self._blocks: list[NDArray[np.uint8]] = []
+        self._used = 0
+
+    def place(self, array: NDArray[Any]) -> int:
+        """The address of a copy that lives as long as the arena."""
+        if not self._blocks or self._used + array.nbytes > len(self._blocks[-1]) - self.ALIGNMENT:
+            self._blocks.append(np.empty(max(self.BLOCK_BYTES, array.nbytes + self.ALIGNMENT), np.uint8))
+            self._used = -address(self._blocks[-1]) % self.ALIGNMENT
+        start = self._used
+        self._blocks[-1][start : start + array.nbytes] = np.ascontiguousarray(array).view(np.uint8).reshape(-1)
+        self._used += round_up(array.nbytes, self.ALIGNMENT)
+        return address(self._blocks[-1]) + start
+
+
 class Kernel:
     """Weights and caches of one storage type, and the calls that use them.
 
@@ -104,24 +126,22 @@ class Kernel:
         self.half = half
         self._library = build.load()
         self._tiles = half and bool(self._library.kronos_packing())
-        self._kept: list[NDArray[Any]] = []
+        self._weights = _Arena()
+        self._caches: list[NDArray[Any]] = []
 
     def keep(self, tensor: Tensor | NDArray[Any]) -> int:
         """Hold a float32 copy of a tensor for as long as the kernel lives; its address."""
-        array = np.array(tensor, np.float32, order="C")
-        self._kept.append(array)
-        return address(array)
+        return self._weights.place(np.asarray(tensor, np.float32))
 
     def linear(self, weight: Tensor, bias: Tensor | None = None) -> CLinear:
         """Pack weight [N, K] as the kernel reads it (`pack_panels`, `pack_tiles`), with zeros beyond column N."""
         n, k = weight.shape
         panels = pack_tiles(weight.detach()) if self._tiles else pack_panels(weight.detach())
-        array = panels.to(torch.bfloat16).view(torch.int16).numpy() if self.half else panels.numpy()
-        self._kept.append(array)
+        packed = self._weights.place(panels.to(torch.bfloat16).view(torch.int16).numpy() if self.half else panels.numpy())
         padded = np.zeros(round_up(n, PANEL), np.float32)
         if bias is not None:
             padded[:n] = bias.detach().numpy()
-        return CLinear(address(array), self.keep(padded), k, n)
+        return CLinear(packed, self.keep(padded), k, n)
 
     def module(self, linear: nn.Linear) -> CLinear:
         return self.linear(linear.weight, linear.bias)
@@ -133,7 +153,7 @@ class Kernel:
         kind = np.uint16 if self.half else np.float32
         keys = np.empty((num_pages, heads, head_dim, PAGE_SIZE), kind)
         values = np.empty((num_pages, heads, PAGE_SIZE, round_up(head_dim, LANES)), kind)
-        self._kept += [keys, values]
+        self._caches += [keys, values]
         return keys, values
 
     def call(self, name: str, *arguments: Any) -> None:
