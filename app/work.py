@@ -83,6 +83,10 @@ class Runner(Protocol):
     """The model with its cache. One thread calls it."""
 
     @property
+    def device(self) -> str:
+        """Where it runs: "cpu" or "cuda"."""
+
+    @property
     def num_slots(self) -> int:
         """Rows that one `decode` may hold."""
 

@@ -31,8 +31,9 @@ import torch
 from app.admission import Limits
 from app.engine import Engine, Ticket
 from app.model.config import PUBLISHED
+from app.model.modules import random_checkpoint
 from app.model.native.runner import NativeRunner
-from app.model.weights import Checkpoint, random_checkpoint
+from app.model.weights import Checkpoint
 from app.work import Forecast, Outcome
 from benchmarks import machine, roofline
 from tests import oracle
@@ -111,9 +112,9 @@ def load_reference(folder: Path, checkpoint: Checkpoint) -> Callable[[Forecast],
     from model import Kronos, KronosTokenizer  # type: ignore[import-not-found]  # the checkout's own package
     from model.kronos import auto_regressive_inference  # type: ignore[import-not-found]
 
-    tokenizer = KronosTokenizer(**checkpoint.tokenizer.config.as_dict()).eval()
+    tokenizer = KronosTokenizer(**checkpoint.tokenizer_config.as_dict()).eval()
     tokenizer.load_state_dict(checkpoint.tokenizer.state_dict())
-    model = Kronos(**checkpoint.model.config.as_dict()).eval()
+    model = Kronos(**checkpoint.model_config.as_dict()).eval()
     model.load_state_dict(checkpoint.model.state_dict())
 
     def run(work: Forecast) -> float:
@@ -172,7 +173,7 @@ def roofline_seconds(checkpoint: Checkpoint, dtype: str, in_flight: int, slots: 
     """Least seconds per forecast by the ceilings of this moment. Rolled windows are not counted in."""
     rows = min(in_flight, slots)
     cost = roofline.forecast_cost(
-        checkpoint.model.config, checkpoint.tokenizer.config, LOOKBACK, HORIZON, ITEM_BYTES[dtype]
+        checkpoint.model_config, checkpoint.tokenizer.config, LOOKBACK, HORIZON, ITEM_BYTES[dtype]
     )
     read = machine.read_bandwidth(int(cost.working_set(rows)), repeats=5)
     ceilings = roofline.Ceilings(machine.gemm_flops(TORCH_DTYPES[dtype]), max(read, machine.copy_bandwidth(repeats=1)))

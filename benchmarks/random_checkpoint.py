@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 
 from app.model.config import PUBLISHED
-from app.model.weights import random_checkpoint, save
+from app.model.modules import random_checkpoint, save
 
 
 def main() -> None:
@@ -19,8 +19,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     checkpoint = random_checkpoint(PUBLISHED[options.size], options.seed)
-    save(checkpoint.model, checkpoint.model.config, options.folder / "model")
-    save(checkpoint.tokenizer, checkpoint.tokenizer.config, options.folder / "tokenizer")
+    save(checkpoint.model, checkpoint.model_config, options.folder / "model")
+    save(checkpoint.tokenizer, checkpoint.tokenizer_config, options.folder / "tokenizer")
     print(f"KRONOS_MODEL={options.folder / 'model'} KRONOS_TOKENIZER={options.folder / 'tokenizer'}")
 
 

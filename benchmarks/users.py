@@ -66,8 +66,7 @@ class Connection:
             self.close()
             self._reader, self._writer = await asyncio.open_connection(self.host, self.port, limit=2**24)
         head = (
-            f"POST {path} HTTP/1.1\r\nHost: {self.host}\r\nContent-Type: application/json\r\n"
-            f"Content-Length: {len(body)}\r\n\r\n"
+            f"POST {path} HTTP/1.1\r\nHost: {self.host}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         )
         self._writer.write(head.encode() + body)
         lines = (await self._reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
@@ -101,9 +100,7 @@ async def exchange(connection: Connection, request: Request, timeout: float, zer
     return Exchange(begun - zero, time.perf_counter() - begun, status, failure, served_by)
 
 
-async def run(
-    load: Load, requests: Sequence[Request], stopped: Callable[[], bool] = lambda: False
-) -> list[Exchange]:
+async def run(load: Load, requests: Sequence[Request], stopped: Callable[[], bool] = lambda: False) -> list[Exchange]:
     """All exchanges of a run, in the order of their end. Each user draws requests and pauses of its own.
 
     Nobody begins another exchange after ``load.seconds``, or once ``stopped`` says so.

@@ -13,6 +13,8 @@ class FakeRunner:
     """Echoes: token s1 is the history's first column rounded; each step adds 1 + path-dependent noise to s1 and
     puts the minute of the stamp it saw into s2. Detokenising returns s1 in the prices and s2 in the volumes."""
 
+    device = "cpu"
+
     def __init__(
         self, num_slots: int = 4, max_context: int = 512, on_step: Callable[[int], None] | None = None,
         on_errand: Callable[[str], None] | None = None,

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from app.model import frames, sampling
+from app.model import draws, frames, sampling
 from app.model.weights import Checkpoint
 
 
@@ -91,7 +91,7 @@ def generate(
 
     paths = []
     for path in range(sample_count):
-        uniforms = torch.from_numpy(sampling.uniforms(seed, path, horizon))
+        uniforms = torch.from_numpy(draws.uniforms(seed, path, horizon))
         tokens, step_logits = history, []
         for step in range(horizon):
             s1_logits, s2_logits, pair = _step(

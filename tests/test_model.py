@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -23,7 +24,12 @@ def tokenizer_config() -> TokenizerConfig:
 
 
 def model_config() -> ModelConfig:
-    still = {"ffn_dropout_p": 0.0, "attn_dropout_p": 0.0, "resid_dropout_p": 0.0, "token_dropout_p": 0.0}
+    still: dict[str, Any] = {
+        "ffn_dropout_p": 0.0,
+        "attn_dropout_p": 0.0,
+        "resid_dropout_p": 0.0,
+        "token_dropout_p": 0.0,
+    }
     return replace(golden_cases.checkpoint().model.config, **still)
 
 
@@ -65,12 +71,13 @@ def test_encoder_and_decoder_are_causal() -> None:
 
 
 def test_gradients_pass_the_signs() -> None:
-    """Both reconstructions and the quantiser's loss reach every parameter that leads to the bits."""
+    """The reconstruction error alone reaches every parameter, also those that lead to the bits."""
     tokenizer = Tokenizer(tokenizer_config()).train()
     result = tokenizer(torch.randn(3, 20, 6))
-    (result.recon.square().mean() + result.recon_s1.square().mean() + result.quantiser_loss).backward()
+    (result.recon.square().mean() + result.recon_s1.square().mean()).backward()
     for name, parameter in tokenizer.named_parameters():
-        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0, name
 
 
 def test_quantiser_loss_prefers_used_codes() -> None:
@@ -84,7 +91,7 @@ def test_quantiser_loss_prefers_used_codes() -> None:
 
 def test_tokenizer_learns() -> None:
     """A few steps of training lower the reconstruction error of a fixed batch."""
-    still = {"ffn_dropout_p": 0.0, "attn_dropout_p": 0.0, "resid_dropout_p": 0.0}
+    still: dict[str, Any] = {"ffn_dropout_p": 0.0, "attn_dropout_p": 0.0, "resid_dropout_p": 0.0}
     tokenizer = Tokenizer(replace(tokenizer_config(), **still))
     x = torch.randn(4, 32, 6).cumsum(1) / 4
     optimiser = torch.optim.Adam(tokenizer.parameters(), lr=3e-3)
@@ -95,7 +102,7 @@ def test_tokenizer_learns() -> None:
         optimiser.zero_grad()
         (error + (result.recon_s1 - x).square().mean() + result.quantiser_loss).backward()
         optimiser.step()
-        errors.append(float(error))
+        errors.append(error.item())
     assert errors[-1] < errors[0] / 3
 
 
@@ -110,7 +117,7 @@ def test_model_learns_as_sampled() -> None:
         pairs = zip(logits, (s1_next, s2_next), strict=True)
         loss = sum(torch.nn.functional.cross_entropy(got[0], want[0]) for got, want in pairs)
         optimiser.zero_grad()
-        torch.as_tensor(loss).backward()
+        torch.as_tensor(loss).backward()  # type: ignore[no-untyped-call]
         optimiser.step()
     model.eval()
     s1_logits, context = model.decode_s1(s1, s2, None)
@@ -159,9 +166,10 @@ def test_inference_refuses_train_mode_and_odd_queries() -> None:
 def test_rotary_frequencies_survive_a_cast() -> None:
     """In bfloat16 the rotary table stays float32, as stored: its cast would be noise at long contexts."""
     model = Kronos(model_config()).eval()
-    exact = model.transformer[0].self_attn.rotary.inv_freq.clone()
+    exact = model.dep_layer.cross_attn.rotary.inv_freq.clone()
     model.to(torch.bfloat16)
-    kept = model.transformer[0].self_attn.rotary.inv_freq
-    assert kept.dtype == torch.float32 and torch.equal(kept, exact)
+    kept = model.dep_layer.cross_attn.rotary.inv_freq
+    assert kept.dtype == torch.float32
+    assert torch.equal(kept, exact)
     s1, s2, stamps, _ = tokens()
     assert model.decode_s1(s1, s2, stamps)[0].dtype == torch.bfloat16

@@ -14,12 +14,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from app.model import weights
+from app.model import layout, modules, weights
 from app.model.config import PUBLISHED, ModelConfig, TokenizerConfig
 from app.model.frames import STAMP_FIELDS
 from app.model.tokenizer import Tokenizer
@@ -29,6 +30,7 @@ from tests.golden_cases import GOLDENS, TINY
 MINI_CONFIG = GOLDENS / "mini-config"
 INDEX = json.loads((MINI_CONFIG / "index.json").read_text())
 TOKENIZER_OF = {"mini": "kronos-tokenizer-2k"}  # all others: base
+REPOSITORY = Path(__file__).parents[1]
 COMMIT = "901c26c1332695a2a8f243eb2f37243a37bea320"
 
 
@@ -42,7 +44,7 @@ def load(model: Path | str, tokenizer: Path = TINY / "tokenizer", **options: Any
     return weights.load(str(model), str(tokenizer), **options)
 
 
-def rewrite(folder: Path, change: Callable[[dict[str, Tensor]], None]) -> None:
+def rewrite(folder: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
     tensors = load_file(folder / "model.safetensors")
     change(tensors)
     save_file(tensors, folder / "model.safetensors")
@@ -91,7 +93,7 @@ def test_loaded_checkpoint_is_ready_for_inference(model: Path) -> None:
     rewrite(model, lambda tensors: tensors.update({"head.proj_s1.bias": tensors["head.proj_s1.bias"].half()}))
     checkpoint = load(model)
     for module in (checkpoint.model, checkpoint.tokenizer):
-        weights.require_inference(module)
+        modules.require_inference(module)
         assert {p.dtype for p in module.parameters()} == {torch.float32}
         assert not any(p.requires_grad for p in module.parameters())
     assert torch.equal(checkpoint.model.norm.weight, stored["norm.weight"])
@@ -100,16 +102,16 @@ def test_loaded_checkpoint_is_ready_for_inference(model: Path) -> None:
 def test_train_mode_is_noticed() -> None:
     """One part left in train mode is enough to be refused, and is named."""
     model = load(TINY / "model").model
-    model.transformer[1].ffn.train()
+    model.get_submodule("transformer.1.ffn").train()
     with pytest.raises(weights.CheckpointError, match=r"train mode \(transformer.1.ffn\)"):
-        weights.require_inference(model)
+        modules.require_inference(model)
 
 
 def test_saved_is_loaded_bit_for_bit(tmp_path: Path) -> None:
     """What is saved comes back with every bit, from config.json and model.safetensors alone."""
     original = load(TINY / "model")
-    weights.save(original.model, original.model.config, tmp_path / "a" / "model")
-    weights.save(original.tokenizer, original.tokenizer.config, tmp_path / "a" / "tokenizer")
+    modules.save(original.model, original.model.config, tmp_path / "a" / "model")
+    modules.save(original.tokenizer, original.tokenizer.config, tmp_path / "a" / "tokenizer")
     again = load(tmp_path / "a" / "model", tmp_path / "a" / "tokenizer")
     for one, other in ((original.model, again.model), (original.tokenizer, again.tokenizer)):
         assert one.config == other.config
@@ -121,7 +123,7 @@ def test_saved_is_loaded_bit_for_bit(tmp_path: Path) -> None:
 def test_save_refuses_a_foreign_config(tmp_path: Path) -> None:
     """A config that does not describe the module is not written beside its weights."""
     with pytest.raises(weights.CheckpointError, match="another configuration"):
-        weights.save(load(TINY / "model").model, PUBLISHED["mini"].model, tmp_path)
+        modules.save(load(TINY / "model").model, PUBLISHED["mini"].model, tmp_path)
 
 
 def test_versions_tell_checkpoints_apart(model: Path) -> None:
@@ -151,7 +153,7 @@ def test_context_is_the_published_one() -> None:
         load(TINY / "model", max_context=0)
 
 
-def damage_config(**changes: object) -> Callable[[Path], None]:
+def damage_config(**changes: object) -> Callable[[Path], object]:
     def apply(folder: Path) -> None:
         values = json.loads((folder / "config.json").read_text()) | changes
         (folder / "config.json").write_text(json.dumps({k: v for k, v in values.items() if v is not None}))
@@ -159,7 +161,7 @@ def damage_config(**changes: object) -> Callable[[Path], None]:
     return apply
 
 
-def damage_tensors(change: Callable[[dict[str, Tensor]], None]) -> Callable[[Path], None]:
+def damage_tensors(change: Callable[[dict[str, Tensor]], object]) -> Callable[[Path], object]:
     return lambda folder: rewrite(folder, change)
 
 
@@ -167,11 +169,11 @@ def only_a_pickle(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
 
 
-DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
+DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no folder": (shutil.rmtree, "no such folder, and not a hub id"),
-    "no config": (lambda folder: (folder / "config.json").unlink(), "has no config.json"),
-    "config not JSON": (lambda folder: (folder / "config.json").write_text("{"), "config.json is not JSON"),
-    "config not an object": (lambda folder: (folder / "config.json").write_text("[]"), "one JSON object"),
+    "no config": (lambda at: (at / "config.json").unlink(), "has no config.json"),
+    "config not JSON": (lambda at: (at / "config.json").write_text("{"), "config.json is not JSON"),
+    "config not an object": (lambda at: (at / "config.json").write_text("[]"), "one JSON object"),
     "unknown key": (damage_config(n_layer=2), "unknown key 'n_layer'"),
     "missing key": (damage_config(n_heads=None), "missing key 'n_heads'"),
     "wrong type": (damage_config(n_heads="2"), "'n_heads' must be int, got '2'"),
@@ -180,19 +182,19 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "bad dropout": (damage_config(resid_dropout_p=1.0), "'resid_dropout_p' must be in"),
     "odd heads": (damage_config(n_heads=3), "cannot make 3 heads"),
     "other bits": (damage_config(s1_bits=5), r"not a pair: .*\(5, 4\) bits .*makes \(4, 4\)"),
-    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "has no model.safetensors"),
+    "no weights": (lambda at: (at / "model.safetensors").unlink(), "has no model.safetensors"),
     "only a pickle": (only_a_pickle, "pytorch_model.bin can run code and is never read"),
-    "not safetensors": (lambda folder: (folder / "model.safetensors").write_bytes(b"x"), "not a safetensors file"),
-    "tensor missing": (damage_tensors(lambda t: t.pop("norm.weight")), "missing norm.weight; unexpected none"),
+    "not safetensors": (lambda at: (at / "model.safetensors").write_bytes(b"x"), "not a safetensors file"),
+    "tensor missing": (damage_tensors(lambda t: t.pop("norm.weight")), "missing norm.weight; unexp"),
     "tensor unexpected": (damage_tensors(lambda t: t.update(x=torch.ones(1))), "missing none; unexpected x"),
-    "more layers": (damage_config(n_layers=3), "missing transformer.2.*and 9 more"),
+    "more layers": (damage_config(n_layers=3), "missing transformer.2.*and 10 more"),
     "wrong shape": (
         damage_tensors(lambda t: t.update({"norm.weight": torch.ones(31)})),
         r"norm.weight has shape \[31\], its config.json wants \[32\]",
     ),
     "wrong dtype": (
         damage_tensors(lambda t: t.update({"norm.weight": torch.ones(32, dtype=torch.int32)})),
-        "norm.weight has dtype torch.int32",
+        "norm.weight has dtype int32",
     ),
     "not finite": (damage_tensors(lambda t: t["norm.weight"].fill_(torch.nan)), "norm.weight holds NaN"),
 }  # fmt: skip
@@ -217,11 +219,11 @@ def test_random_checkpoints_repeat() -> None:
     """The same seed gives the same weights, another seed others; the process's random state is left alone."""
     size = replace(PUBLISHED["mini"], model=replace(PUBLISHED["mini"].model, n_layers=1))
     before = torch.get_rng_state()
-    one, same, other = (weights.random_checkpoint(size, seed) for seed in (1, 1, 2))
+    one, same, other = (modules.random_checkpoint(size, seed) for seed in (1, 1, 2))
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(one.model.head.proj_s1.weight, same.model.head.proj_s1.weight)
     assert not torch.equal(one.model.head.proj_s1.weight, other.model.head.proj_s1.weight)
-    weights.require_inference(one.model)
+    modules.require_inference(one.model)
     tokens = torch.arange(64)[None]
     logits, _ = one.model.decode_s1(tokens, tokens, None)
     assert 0.5 < float(logits.std()) < 5
@@ -229,7 +231,7 @@ def test_random_checkpoints_repeat() -> None:
 
 HUB_SCRIPT = """
 import json, logging, sys
-from app.model import weights
+from app.model import layout, modules, weights
 logging.basicConfig(level="WARNING", format="%(message)s", stream=sys.stdout)
 for source in sys.argv[2:]:
     try:
@@ -258,17 +260,21 @@ def test_hub_ids_offline(tmp_path: Path) -> None:
     """
     hub_cache(tmp_path)
     name = "NeoQuasar/Kronos-small"
-    sources = [f"{name}@{COMMIT}", name, f"{name}@{'0' * 40}", "NeoQuasar/Kronos-base"]
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "PYTHONPATH": os.getcwd()}
+    sources = [f"{name}@{COMMIT}", name, f"{name}@{'0' * 40}", "NeoQuasar/Kronos-base@main"]
+    environment = os.environ | {
+        "HF_HUB_OFFLINE": "1",
+        "HF_HOME": str(tmp_path),
+        "PYTHONPATH": str(REPOSITORY),
+    }
     done = subprocess.run(
         [sys.executable, "-c", HUB_SCRIPT, str(TINY / "tokenizer"), *sources],
         env=environment, capture_output=True, text=True, check=True,
     )  # fmt: skip
-    by_commit, warning, by_name, no_revision, no_model = done.stdout.splitlines()
+    by_commit, warning, by_name, other_commit, other_name = done.stdout.splitlines()
     digest = hashlib.sha256((TINY / "model" / "model.safetensors").read_bytes()).hexdigest()
     assert by_commit == by_name == f"{name}@{COMMIT}+{digest[:12]}"
     assert warning.startswith(f"{name} has no @revision")
-    for line, wanted in ((no_revision, sources[2]), (no_model, f"{sources[3]}@main")):
+    for line, wanted in ((other_commit, sources[2]), (other_name, sources[3])):
         assert line.startswith(f"refused: {wanted}: not a folder, not in the hub's cache")
         assert "HF_HUB_OFFLINE" in line
 
@@ -279,3 +285,42 @@ def test_what_is_neither_folder_nor_hub_id(source: str, caplog: pytest.LogCaptur
     with caplog.at_level(logging.WARNING), pytest.raises(weights.CheckpointError, match="no such folder"):
         load(source)
     assert not caplog.records
+
+
+def test_bfloat16_files_are_widened(tmp_path: Path) -> None:
+    """A checkpoint saved in bfloat16 loads as float32, value for value."""
+    original = load(TINY / "model")
+    for part, module in (("model", original.model), ("tokenizer", original.tokenizer)):
+        half = {name: t.bfloat16() if t.is_floating_point() else t for name, t in module.state_dict().items()}
+        shutil.copytree(TINY / part, tmp_path / part)
+        save_file(half, tmp_path / part / "model.safetensors")
+    loaded = weights.load(str(tmp_path / "model"), str(tmp_path / "tokenizer"))
+    stored = loaded.model_tensors["norm.weight"]
+    assert stored.dtype == np.float32
+    np.testing.assert_array_equal(stored, original.model.norm.weight.bfloat16().float().numpy())
+
+
+def test_layout_is_that_of_the_modules_and_of_the_published_files() -> None:
+    """Names and shapes derived from a configuration are those of the torch modules, for every published size and
+    for stored time tables."""
+    for size in PUBLISHED.values():
+        made = Tokenizer(size.tokenizer), Kronos(size.model)
+        derived = layout.tokenizer_shapes(size.tokenizer), layout.model_shapes(size.model)
+        for module, shapes in zip(made, derived, strict=True):
+            assert shapes == {name: tuple(t.shape) for name, t in module.state_dict().items()}
+    fixed = replace(PUBLISHED["mini"].model, learn_te=False)
+    assert layout.model_shapes(fixed) == {name: tuple(t.shape) for name, t in Kronos(fixed).state_dict().items()}
+
+
+def test_a_worker_on_a_cpu_never_imports_torch() -> None:
+    """Loading a checkpoint and building the CPU's runner leaves torch alone: it costs 300 MB a worker."""
+    code = f"""
+import sys
+from app.model import weights
+from app.model.runner import build_runner
+checkpoint = weights.load({str(TINY / "model")!r}, {str(TINY / "tokenizer")!r})
+build_runner(checkpoint, num_slots=2, device="cpu")
+import app.main, app.engine
+sys.exit("torch" in sys.modules)
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

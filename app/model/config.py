@@ -11,6 +11,8 @@ from typing import Any, Self
 
 NUM_FEATURES = 6  # open, high, low, close, volume, amount
 NUM_STAMP_FIELDS = 5  # minute, hour, weekday, day, month
+# rows of each time table, in the order of the stamp fields; days and months count from 1, row 0 is never read
+STAMP_TABLES = (("minute", 60), ("hour", 24), ("weekday", 7), ("day", 32), ("month", 13))
 CROSS_HEADS = 4  # the s2 cross attention's head count, whatever n_heads is
 
 

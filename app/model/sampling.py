@@ -1,16 +1,12 @@
-"""From logits to a token: the reference's filters, and random numbers that belong to one sample path alone.
+"""From logits to a token: the reference's filters, and a draw by the inverse distribution function.
 
 Knows nothing of models or candles. This is the truth that faster samplers are tested against.
 """
 
 from __future__ import annotations
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
-
-DRAWS_PER_STEP = 2  # one for s1, one for s2
 
 
 def filter_probabilities(logits: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
@@ -47,15 +43,3 @@ def draw(probabilities: Tensor, u: Tensor) -> Tensor:
     if not bool(((total > 0) & total.isfinite()).all()):
         raise ValueError("nothing to draw from: the probabilities are NaN, infinite or all 0")
     return (cumulative <= (u * total).unsqueeze(-1)).sum(-1)
-
-
-def uniforms(seed: int, path: int, steps: int) -> NDArray[np.float64]:
-    """Random numbers of one sample path: float64 [steps, 2] in [0, 1), column 0 for s1 and column 1 for s2.
-
-    Philox (Salmon et al. 2011) keyed by (seed, path), 0 ≤ each < 2^64: a longer horizon starts with the
-    same numbers, and nothing else in flight changes them. Raises ValueError outside those bounds.
-    """
-    if not (0 <= seed < 2**64 and 0 <= path < 2**64):
-        raise ValueError(f"seed and path must be in [0, 2^64), got {seed} and {path}")
-    generator = np.random.Generator(np.random.Philox(key=np.array([seed, path], dtype=np.uint64)))
-    return generator.random((steps, DRAWS_PER_STEP))

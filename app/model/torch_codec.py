@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from app.model.modules import require_inference
 from app.model.tokenizer import Tokenizer, bits_to_index, index_to_bits
 from app.model.torch_blocks import Packed, Stack, attend
-from app.model.weights import require_inference
 from app.work import Float32, Int32
 
 PATHS_AT_ONCE = 16
@@ -37,7 +37,7 @@ class CandleCodec:
 
     def encode(self, history: Float32) -> Int32:
         """Normalised candles float32 [L, 6] → tokens int32 [L, 2]. A component of 0 is bit 0."""
-        x = torch.from_numpy(np.ascontiguousarray(history, np.float32)).to(self._device)
+        x = torch.tensor(history, dtype=torch.float32, device=self._device)
         hidden, turn = self._embed(x[None]), self._encoder.turns(self._positions(0, len(x)))
         for block in self._encoder.blocks:
             queries, keys, values = block.project(hidden, turn)
@@ -85,7 +85,7 @@ class CandleCodec:
         return candles
 
     def _lookup(self, tokens: Int32) -> Tensor:
-        s1, s2 = torch.from_numpy(tokens).to(self._device, torch.int64).unbind(-1)
+        s1, s2 = torch.tensor(tokens, dtype=torch.int64, device=self._device).unbind(-1)
         return self._s1_table[s1] + self._s2_table[s2]
 
     def _positions(self, start: int, end: int) -> Tensor:

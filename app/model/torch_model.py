@@ -12,11 +12,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from app.model.config import CROSS_HEADS, NUM_STAMP_FIELDS
+from app.model.config import CROSS_HEADS, NUM_STAMP_FIELDS, STAMP_TABLES
+from app.model.modules import require_inference
 from app.model.torch_blocks import Norm, Packed, PagedCache, Stack, attend
 from app.model.torch_sampling import draw_rows, filter_rows
-from app.model.transformer import STAMP_TABLES, Kronos
-from app.model.weights import require_inference
+from app.model.transformer import Kronos
 from app.pages import PAGE_SIZE
 
 STEP_INTEGERS = 2 + NUM_STAMP_FIELDS + 2

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from app.model.sampling import uniforms
+from app.model.draws import uniforms
 from app.model.torch_codec import CandleCodec
 from app.model.torch_model import STEP_INTEGERS, STEP_REALS, Step, StepInputs, TorchModel
 from app.model.weights import Checkpoint
@@ -48,6 +48,7 @@ class TorchRunner:
     ) -> None:  # fmt: skip
         self.num_slots = num_slots
         self.max_context = checkpoint.max_context
+        self.device = device.type
         self._device = device
         num_pages, full = Scheduler.pages_needed(num_slots, self.max_context), pages_for(self.max_context)
         self._scratch = np.arange(num_pages, num_pages + full, dtype=np.int32)  # of rolled windows and embeddings
@@ -107,7 +108,7 @@ class TorchRunner:
 
     def _prefill(self, tokens: Int32, stamps: Int16, pages: Int32) -> Tensor:
         arrays = (tokens, stamps, pages)
-        return self._model.prefill(*(torch.from_numpy(array.astype(np.int64)).to(self._device) for array in arrays))
+        return self._model.prefill(*(torch.tensor(each, dtype=torch.int64, device=self._device) for each in arrays))
 
     def _make_inputs(self, num_pages: int) -> tuple[StepInputs, StepInputs]:
         """The step's inputs as the host writes them and as the device reads them: on a CPU the same memory."""

@@ -11,11 +11,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from app.model.config import CROSS_HEADS, ModelConfig
+from app.model.config import CROSS_HEADS, STAMP_TABLES, ModelConfig
 from app.model.layers import Attention, Block, RMSNorm, initialise
-
-# rows of each time table, in the order of the stamp fields; days and months count from 1, row 0 is never read
-STAMP_TABLES = (("minute", 60), ("hour", 24), ("weekday", 7), ("day", 32), ("month", 13))
 
 
 class _TokenEmbedding(nn.Module):

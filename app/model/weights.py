@@ -1,7 +1,8 @@
 """Checkpoints: where they lie, whether they are sound, and their versions.
 
 Knows folders, the hub's cache, safetensors and hashes. Reads nothing that could run code (no pickles), and
-knows nothing of how a checkpoint is used.
+knows nothing of how a checkpoint is used. Arrays only: torch is imported by those who ask for modules, since it
+costs a worker 300 MB and more time than everything else at its start.
 """
 
 from __future__ import annotations
@@ -12,20 +13,24 @@ import logging
 import re
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors.numpy import load_file
 
-from app.model.config import DEFAULT_MAX_CONTEXT, PUBLISHED, ModelConfig, Size, TokenizerConfig
-from app.model.tokenizer import Tokenizer
-from app.model.transformer import Kronos
+from app.model.config import DEFAULT_MAX_CONTEXT, PUBLISHED, ModelConfig, TokenizerConfig
+from app.model.layout import INTEGER_TENSORS, Shapes, model_shapes, tokenizer_shapes
+
+if TYPE_CHECKING:
+    from app.model.tokenizer import Tokenizer
+    from app.model.transformer import Kronos
 
 C = TypeVar("C", ModelConfig, TokenizerConfig)
-M = TypeVar("M", Tokenizer, Kronos)
+Tensors = Mapping[str, NDArray[Any]]
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +39,6 @@ WEIGHTS_FILE = "model.safetensors"
 PICKLE_SUFFIXES = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
 VERSION_HEX_DIGITS = 12
 LISTED_NAMES = 4  # tensors named in an error
-RANDOM_GAIN = 1.5  # of random matrices: sharp attention, logits with a standard deviation of about 1.5
 
 _HUB_ID = re.compile(r"(?P<owner>[\w-][\w.-]*)/(?P<name>[\w-][\w.-]*)(@(?P<revision>[\w./-]+))?")
 
@@ -45,13 +49,29 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A tokenizer and a model that fit each other: eval mode, float32, no gradients."""
+    """A tokenizer and a model that fit each other, as arrays by their published names."""
 
-    tokenizer: Tokenizer
-    model: Kronos
+    tokenizer_config: TokenizerConfig
+    model_config: ModelConfig
+    tokenizer_tensors: Tensors  # float32, but for INTEGER_TENSORS
+    model_tensors: Tensors
     max_context: int  # candles
     model_version: str  # name@revision+first digits of the weights' sha256
     tokenizer_version: str
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The torch module: eval mode, float32, no gradients."""
+        from app.model import modules
+
+        return modules.tokenizer(self.tokenizer_config, self.tokenizer_tensors)
+
+    @cached_property
+    def model(self) -> Kronos:
+        """The torch module: eval mode, float32, no gradients."""
+        from app.model import modules
+
+        return modules.model(self.model_config, self.model_tensors)
 
 
 @dataclass(frozen=True)
@@ -82,45 +102,14 @@ def load(
     if sha256 is not None and sha256.lower() != model_hash:
         raise CheckpointError(f"{model}: {WEIGHTS_FILE} has sha256 {model_hash}, expected {sha256.lower()}")
     return Checkpoint(
-        tokenizer=_restore(Tokenizer, tokenizer_config, tokenizer_source.folder),
-        model=_restore(Kronos, model_config, model_source.folder),
+        tokenizer_config=tokenizer_config,
+        model_config=model_config,
+        tokenizer_tensors=_read_tensors(tokenizer_source.folder, tokenizer_shapes(tokenizer_config)),
+        model_tensors=_read_tensors(model_source.folder, model_shapes(model_config)),
         max_context=max_context if max_context is not None else _published_context(model_config),
         model_version=_version(model_source, model_hash),
         tokenizer_version=_version(tokenizer_source, tokenizer_hash),
     )
-
-
-def save(module: Tokenizer | Kronos, config: TokenizerConfig | ModelConfig, folder: Path | str) -> None:
-    """Write ``config.json`` and ``model.safetensors`` in the published layout; a missing folder is made.
-
-    Raises CheckpointError when ``config`` is not the one the module was built with.
-    """
-    if config != module.config:
-        raise CheckpointError(f"this {type(module).__name__} was built with another configuration")
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
-    save_file(tensors, folder / WEIGHTS_FILE)
-    (folder / CONFIG_FILE).write_text(json.dumps(config.as_dict(), indent=2, sort_keys=True) + "\n")
-
-
-def random_checkpoint(size: Size, seed: int) -> Checkpoint:
-    """A checkpoint with scaled random weights, for benchmarks and tests: its forecasts are noise."""
-    with torch.random.fork_rng(devices=[]):  # leaves the process's own random state as it was
-        torch.manual_seed(seed)
-        modules = Tokenizer(size.tokenizer), Kronos(size.model)
-        for module in modules:
-            _randomise(module)
-            _freeze(module)
-    version = f"random@local+{seed:0{VERSION_HEX_DIGITS}x}"
-    return Checkpoint(modules[0], modules[1], size.max_context, version, version)
-
-
-def require_inference(module: torch.nn.Module) -> None:
-    """Raise CheckpointError unless every part is in eval mode: dropout at random gives wrong forecasts."""
-    training = [name or type(module).__name__ for name, part in module.named_modules() if part.training]
-    if training:
-        raise CheckpointError(f"{type(module).__name__} is in train mode ({training[0]}): call eval() first")
 
 
 def _locate(source: str) -> _Source:
@@ -182,36 +171,41 @@ def _hash(folder: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _restore(kind: type[M], config: TokenizerConfig | ModelConfig, folder: Path) -> M:
-    path = folder / WEIGHTS_FILE
+def _read_file(path: Path) -> dict[str, NDArray[Any]]:
     try:
-        stored = load_file(path)
+        return load_file(path)
+    except TypeError:  # numpy has no bfloat16: torch widens it
+        import torch
+        from safetensors.torch import load_file as load_with_torch
+
+        stored = load_with_torch(path)
+        return {name: (t.float() if t.dtype == torch.bfloat16 else t).numpy() for name, t in stored.items()}
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is not a safetensors file: {error}") from error
-    # Initialised only to be overwritten: laying it out on the "meta" device imports torch's compiler, which takes longer.
-    with torch.random.fork_rng(devices=[]):
-        module = kind(config)  # type: ignore[arg-type]
-    _check_tensors(path, module.state_dict(), stored)
-    owned = {name: tensor.to(module.state_dict()[name].dtype, copy=True) for name, tensor in stored.items()}
-    module.load_state_dict(owned, assign=True)
-    _freeze(module)
-    return module
 
 
-def _check_tensors(path: Path, wanted: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> None:
+def _read_tensors(folder: Path, wanted: Shapes) -> Tensors:
+    path = folder / WEIGHTS_FILE
+    stored = _read_file(path)
     missing, unexpected = wanted.keys() - stored.keys(), stored.keys() - wanted.keys()
     if missing or unexpected:
         raise CheckpointError(
             f"{path} does not fit its {CONFIG_FILE}: missing {_some(missing)}; unexpected {_some(unexpected)}"
         )
-    for name, tensor in stored.items():
-        if tensor.shape != wanted[name].shape:
-            shapes = f"{list(tensor.shape)}, its config.json wants {list(wanted[name].shape)}"
-            raise CheckpointError(f"{path}: {name} has shape {shapes}")
-        if tensor.is_floating_point() != wanted[name].is_floating_point():
-            raise CheckpointError(f"{path}: {name} has dtype {tensor.dtype}, wanted {wanted[name].dtype}")
-        if not tensor.isfinite().all():
-            raise CheckpointError(f"{path}: {name} holds NaN or infinity")
+    return {name: _checked(path, name, tensor, wanted[name]) for name, tensor in stored.items()}
+
+
+def _checked(path: Path, name: str, tensor: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
+    if tensor.shape != shape:
+        raise CheckpointError(
+            f"{path}: {name} has shape {list(tensor.shape)}, its config.json wants {list(shape)}"
+        )
+    kind = np.dtype(np.int64 if name in INTEGER_TENSORS else np.float32)
+    if not np.issubdtype(tensor.dtype, np.integer if kind == np.int64 else np.floating):
+        raise CheckpointError(f"{path}: {name} has dtype {tensor.dtype}, wanted {kind}")
+    if not np.isfinite(tensor).all():
+        raise CheckpointError(f"{path}: {name} holds NaN or infinity")
+    return tensor.astype(kind)
 
 
 def _some(names: Set[str]) -> str:
@@ -219,22 +213,6 @@ def _some(names: Set[str]) -> str:
     return (", ".join(shown) or "none") + (
         f" and {len(names) - len(shown)} more" if len(names) > len(shown) else ""
     )
-
-
-def _freeze(module: torch.nn.Module) -> None:
-    module.eval().requires_grad_(False)
-    require_inference(module)
-
-
-def _randomise(module: torch.nn.Module) -> None:
-    for name, parameter in module.named_parameters():
-        if parameter.ndim == 2:
-            fan_in = parameter.shape[
-                1
-            ]  # for an embedding, its width: the input embedding is multiplied by √width
-            torch.nn.init.normal_(parameter, std=RANDOM_GAIN * fan_in**-0.5)
-        else:
-            torch.nn.init.normal_(parameter, mean=0.0 if name.endswith("bias") else 1.0, std=0.1)
 
 
 def _published_context(config: ModelConfig) -> int:

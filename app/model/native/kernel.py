@@ -1,7 +1,7 @@
 """The C++ kernel's structures as Python sees them: packing of weights, allocation of caches, typed calls.
 
-Mirrors the structures of kernel.cpp; knows nothing of checkpoints. Everything a structure points to is kept
-alive by the Python object that made it.
+Mirrors the structures of kernel.cpp, and knows blocks by their published names. Everything a structure points
+to is kept alive by the Python object that made it.
 """
 
 from __future__ import annotations
@@ -9,17 +9,16 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from ctypes import POINTER, Structure, c_float, c_int32, c_void_p
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.nn import functional
 
-from app.model.layers import Block
 from app.model.native import build
+from app.model.weights import Tensors
 from app.pages import PAGE_SIZE
+
+Float32 = NDArray[np.float32]
 
 LANES = 16
 PANEL = 64
@@ -79,19 +78,25 @@ def address(array: NDArray[Any]) -> int:
     return int(array.__array_interface__["data"][0])
 
 
-def pack_panels(weight: Tensor) -> Tensor:
+def pack_panels(weight: Float32) -> Float32:
     """[N, K] → [N / 64][K][64], the order in which a panel of columns is multiplied."""
     n, k = weight.shape
-    packed = functional.pad(weight, (0, 0, 0, round_up(n, PANEL) - n))
-    return packed.view(-1, PANEL, k).transpose(1, 2).contiguous()
+    packed = np.pad(weight, ((0, round_up(n, PANEL) - n), (0, 0)))
+    return np.ascontiguousarray(packed.reshape(-1, PANEL, k).transpose(0, 2, 1))
 
 
-def pack_tiles(weight: Tensor) -> Tensor:
+def pack_tiles(weight: Float32) -> Float32:
     """[N, K] → [N / 16][K / 32][16][16][2]: AMX's tiles of 16 pairs of k by 16 columns."""
     n, k = weight.shape
-    packed = functional.pad(weight, (0, round_up(k, 2 * LANES) - k, 0, round_up(n, PANEL) - n))
-    tiles = packed.view(-1, LANES, packed.shape[1] // (2 * LANES), LANES, 2)  # [N/16, column, K/32, pair, 2]
-    return tiles.permute(0, 2, 3, 1, 4).contiguous()
+    packed = np.pad(weight, ((0, round_up(n, PANEL) - n), (0, round_up(k, 2 * LANES) - k)))
+    tiles = packed.reshape(-1, LANES, packed.shape[1] // (2 * LANES), LANES, 2)  # [N/16, column, K/32, pair, 2]
+    return np.ascontiguousarray(tiles.transpose(0, 2, 3, 1, 4))
+
+
+def to_bfloat16(values: Float32) -> NDArray[np.uint16]:
+    """The upper half of each float32, rounded to nearest, ties to even."""
+    bits = np.ascontiguousarray(values).view(np.uint32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
 
 
 class _Arena:
@@ -129,22 +134,24 @@ class Kernel:
         self._weights = _Arena()
         self._caches: list[NDArray[Any]] = []
 
-    def keep(self, tensor: Tensor | NDArray[Any]) -> int:
-        """Hold a float32 copy of a tensor for as long as the kernel lives; its address."""
-        return self._weights.place(np.asarray(tensor, np.float32))
+    def keep(self, array: Float32) -> int:
+        """Hold a copy of an array for as long as the kernel lives; its address."""
+        return self._weights.place(np.asarray(array, np.float32))
 
-    def linear(self, weight: Tensor, bias: Tensor | None = None) -> CLinear:
+    def linear(self, weight: Float32, bias: Float32 | None = None) -> CLinear:
         """Pack weight [N, K] as the kernel reads it (`pack_panels`, `pack_tiles`), with zeros beyond column N."""
         n, k = weight.shape
-        panels = pack_tiles(weight.detach()) if self._tiles else pack_panels(weight.detach())
-        packed = self._weights.place(panels.to(torch.bfloat16).view(torch.int16).numpy() if self.half else panels.numpy())
+        packed = pack_tiles(weight) if self._tiles else pack_panels(weight)
         padded = np.zeros(round_up(n, PANEL), np.float32)
         if bias is not None:
-            padded[:n] = bias.detach().numpy()
-        return CLinear(packed, self.keep(padded), k, n)
+            padded[:n] = bias
+        return CLinear(self._weights.place(to_bfloat16(packed) if self.half else packed), self.keep(padded), k, n)
 
-    def module(self, linear: nn.Linear) -> CLinear:
-        return self.linear(linear.weight, linear.bias)
+    def stored(self, tensors: Tensors, *names: str) -> CLinear:
+        """Stored linear layers, several side by side: their outputs follow each other."""
+        bias = [tensors[f"{name}.bias"] for name in names if f"{name}.bias" in tensors]
+        weight = np.concatenate([tensors[f"{name}.weight"] for name in names])
+        return self.linear(weight, np.concatenate(bias) if bias else None)
 
     def cache(self, num_pages: int, d: int, heads: int) -> tuple[NDArray[Any], NDArray[Any]]:
         """Keys [pages, heads, head_dim, 32] and values [pages, heads, 32, padded head_dim], not yet touched, so
@@ -164,23 +171,28 @@ class Kernel:
 class NativeStack:
     """Transformer blocks in the kernel's layout with a cache of `num_pages` pages."""
 
-    def __init__(self, kernel: Kernel, modules: nn.ModuleList, *, num_positions: int, num_pages: int) -> None:
-        blocks = [cast(Block, module) for module in modules]
-        attention = blocks[0].self_attn
-        self.kernel = kernel
-        self.d = attention.q_proj.in_features
-        self.stride = round_up(self.d, PANEL)
-        if self.d % LANES or self.d // attention.n_heads % 2:
+    def __init__(
+        self, kernel: Kernel, tensors: Tensors, prefix: str, *, heads: int, num_positions: int, num_pages: int
+    ) -> None:
+        """Blocks are `prefix`.0, `prefix`.1 … as far as there are any. Raises KernelUnavailable for a width that
+        the kernel does not do."""
+        num_blocks = sum(name.startswith(f"{prefix}.") and name.endswith(".norm1.weight") for name in tensors)
+        if not num_blocks:
+            raise build.KernelUnavailable(f"the kernel needs at least one block of {prefix}")
+        ff, self.d = tensors[f"{prefix}.0.ffn.w1.weight"].shape
+        if self.d % LANES or self.d // heads % 2:
             raise build.KernelUnavailable(f"the kernel needs a width divisible by {LANES} and even heads, not {self.d}")
-        self.caches = [kernel.cache(num_pages, self.d, attention.n_heads) for _ in blocks]
-        self._blocks = (CBlock * len(blocks))(
-            *(self._pack(block, *cache) for block, cache in zip(blocks, self.caches, strict=True))
+        self.kernel = kernel
+        self.stride = round_up(self.d, PANEL)
+        self.caches = [kernel.cache(num_pages, self.d, heads) for _ in range(num_blocks)]
+        self._blocks = (CBlock * num_blocks)(
+            *(self._pack(tensors, f"{prefix}.{index}", *cache) for index, cache in enumerate(self.caches))
         )
-        angles = torch.outer(torch.arange(num_positions, dtype=torch.float32), attention.rotary.inv_freq)
+        frequencies = tensors[f"{prefix}.0.self_attn.rotary.inv_freq"]
+        angles = np.outer(np.arange(num_positions, dtype=np.float32), frequencies)
         self.struct = CStack(
-            self.d, blocks[0].ffn.w1.out_features, attention.n_heads, len(blocks),
-            kernel.keep(angles.cos()), kernel.keep(angles.sin()), self._blocks,
-        )  # fmt: skip
+            self.d, ff, heads, num_blocks, kernel.keep(np.cos(angles)), kernel.keep(np.sin(angles)), self._blocks
+        )
 
     def forward(self, hidden: NDArray[np.float32], segments: Sequence[CSegment], *, keys_only: bool = False) -> None:
         """Run float32[rows, stride] through all blocks in place; segments say which positions the rows are."""
@@ -195,13 +207,13 @@ class NativeStack:
             keys[target] = keys[source]
             values[target] = values[source]
 
-    def _pack(self, block: Block, keys: NDArray[Any], values: NDArray[Any]) -> CBlock:
-        kernel, attention, ffn = self.kernel, block.self_attn, block.ffn
-        parts = (attention.q_proj, attention.k_proj, attention.v_proj)
-        qkv = kernel.linear(torch.cat([part.weight for part in parts]), torch.cat([part.bias for part in parts]))
+    def _pack(self, tensors: Tensors, block: str, keys: NDArray[Any], values: NDArray[Any]) -> CBlock:
+        kernel = self.kernel
+        attention = f"{block}.self_attn"
         return CBlock(
-            kernel.keep(block.norm1.weight.detach()), kernel.keep(block.norm2.weight.detach()),
-            qkv, kernel.module(attention.out_proj),
-            kernel.linear(ffn.w1.weight), kernel.linear(ffn.w3.weight), kernel.linear(ffn.w2.weight),
+            kernel.keep(tensors[f"{block}.norm1.weight"]), kernel.keep(tensors[f"{block}.norm2.weight"]),
+            kernel.stored(tensors, *(f"{attention}.{part}_proj" for part in "qkv")),
+            kernel.stored(tensors, f"{attention}.out_proj"),
+            *(kernel.stored(tensors, f"{block}.ffn.{part}") for part in ("w1", "w3", "w2")),
             address(keys), address(values),
         )  # fmt: skip

@@ -13,15 +13,11 @@ from collections.abc import Sequence
 from weakref import WeakKeyDictionary
 
 import numpy as np
-import torch
-from torch import Tensor, nn
 
-from app.model.config import CROSS_HEADS
+from app.model.config import CROSS_HEADS, STAMP_TABLES
+from app.model.draws import uniforms
 from app.model.native.kernel import PANEL, CModel, CPathRow, CSegment, Kernel, NativeStack, address, round_up
-from app.model.sampling import uniforms
-from app.model.tokenizer import index_to_bits
-from app.model.transformer import STAMP_TABLES
-from app.model.weights import Checkpoint
+from app.model.weights import Checkpoint, Tensors
 from app.pages import PAGE_SIZE, pages_for
 from app.scheduler import Scheduler
 from app.work import Float32, Float64, Int16, Int32, Row
@@ -35,7 +31,9 @@ DETOKENISE_PATHS = 8
 class NativeRunner:
     """See `app.work.Runner` for the promises of each method."""
 
-    def __init__(self, checkpoint: Checkpoint, *, num_slots: int = 16, dtype: str = "float32") -> None:
+    device = "cpu"
+
+    def __init__(self, checkpoint: Checkpoint, *, num_slots: int, dtype: str = "float32") -> None:
         self.num_slots = num_slots
         self.max_context = checkpoint.max_context
         self.kernel = Kernel(half=dtype == "bfloat16")
@@ -102,29 +100,28 @@ class NativeRunner:
         return made
 
     def _build_model(self, checkpoint: Checkpoint) -> None:
-        kernel, model = self.kernel, checkpoint.model
-        _refuse_train_mode(model)
-        config, embedding, cross = model.config, model.embedding, model.dep_layer.cross_attn
+        kernel, config, tensors = self.kernel, checkpoint.model_config, checkpoint.model_tensors
         pages = self.num_pages + len(self._scratch)
-        self._stack = NativeStack(kernel, model.transformer, num_positions=self.max_context, num_pages=pages)
-        self._cross_cache = kernel.cache(pages, config.d_model, CROSS_HEADS)
-        half_s1, half_s2 = embedding.fusion_proj.weight.detach().chunk(2, dim=1)
-        s1_table = embedding.emb_s1.weight.detach() * embedding.factor @ half_s1.T + embedding.fusion_proj.bias.detach()
-        s2_table = embedding.emb_s2.weight.detach() * embedding.factor @ half_s2.T
-        # the query's 1/√head_dim goes into its table too
-        query = (embedding.emb_s1.weight.detach() @ cross.q_proj.weight.detach().T + cross.q_proj.bias.detach())
-        query = query / math.sqrt(config.d_model // CROSS_HEADS)
-        times = [_table(model.time_emb.get_submodule(f"{name}_embed")) for name, _ in STAMP_TABLES]
-        kv = kernel.linear(
-            torch.cat((cross.k_proj.weight, cross.v_proj.weight)), torch.cat((cross.k_proj.bias, cross.v_proj.bias))
+        self._stack = NativeStack(
+            kernel, tensors, "transformer", heads=config.n_heads, num_positions=self.max_context, num_pages=pages
         )
+        self._cross_cache = kernel.cache(pages, config.d_model, CROSS_HEADS)
+        s1_embedding, s2_embedding = tensors["embedding.emb_s1.weight"], tensors["embedding.emb_s2.weight"]
+        s1_part, s2_part = np.split(tensors["embedding.fusion_proj.weight"] * np.float32(math.sqrt(config.d_model)), 2, axis=1)
+        s1_table = s1_embedding @ s1_part.T + tensors["embedding.fusion_proj.bias"]
+        cross = "dep_layer.cross_attn"
+        query = s1_embedding @ tensors[f"{cross}.q_proj.weight"].T + tensors[f"{cross}.q_proj.bias"]
+        times = [_time_table(tensors, name) for name, _ in STAMP_TABLES]
         self._model = CModel(
-            self._stack.struct, CROSS_HEADS, 2**config.s1_bits, 2**config.s2_bits, 0,
-            kernel.keep(s1_table), kernel.keep(s2_table), (ctypes.c_void_p * 5)(*map(kernel.keep, times)),
-            kernel.keep(model.norm.weight.detach()), kernel.keep(query),
-            kv, kernel.module(cross.out_proj), kernel.keep(model.dep_layer.norm.weight.detach()),
-            kernel.module(model.head.proj_s1), kernel.module(model.head.proj_s2),
-            address(self._cross_cache[0]), address(self._cross_cache[1]),
+            self._stack.struct, CROSS_HEADS, len(s1_embedding), len(s2_embedding), 0,
+            kernel.keep(s1_table), kernel.keep(s2_embedding @ s2_part.T),
+            (ctypes.c_void_p * len(times))(*map(kernel.keep, times)),
+            kernel.keep(tensors["norm.weight"]),
+            kernel.keep(query * np.float32((config.d_model // CROSS_HEADS) ** -0.5)),  # with the scale of attention
+            kernel.stored(tensors, f"{cross}.k_proj", f"{cross}.v_proj"), kernel.stored(tensors, f"{cross}.out_proj"),
+            kernel.keep(tensors["dep_layer.norm.weight"]),
+            kernel.stored(tensors, "head.proj_s1"), kernel.stored(tensors, "head.proj_s2"),
+            *map(address, self._cross_cache),
         )  # fmt: skip
 
 
@@ -132,25 +129,23 @@ class _CandleCodec:
     """The tokenizer's two halves: candles to tokens, and tokens to candles."""
 
     def __init__(self, kernel: Kernel, checkpoint: Checkpoint) -> None:
-        tokenizer, context = checkpoint.tokenizer, checkpoint.max_context
-        _refuse_train_mode(tokenizer)
-        config = tokenizer.config
+        config, tensors, context = checkpoint.tokenizer_config, checkpoint.tokenizer_tensors, checkpoint.max_context
         self._kernel, self._max_context, self._s1_bits = kernel, context, config.s1_bits
         self._history_pages = np.arange(pages_for(MAX_HISTORY), dtype=np.int32)
         self._encoder = NativeStack(
-            kernel, tokenizer.encoder, num_positions=MAX_HISTORY, num_pages=len(self._history_pages)
+            kernel, tensors, "encoder", heads=config.n_heads, num_positions=MAX_HISTORY, num_pages=len(self._history_pages)
         )
         decoder_pages = (1 + DETOKENISE_PATHS) * (pages_for(context) + 1)
-        self._decoder = NativeStack(kernel, tokenizer.decoder, num_positions=context, num_pages=decoder_pages)
-        self._embed = kernel.module(tokenizer.embed)
-        self._quantise = kernel.module(tokenizer.quant_embed)
-        self._head = kernel.module(tokenizer.head)
-        projection = tokenizer.post_quant_embed.weight.detach() * config.num_bits**-0.5
-        s1_part, s2_part = projection.split([config.s1_bits, config.s2_bits], dim=1)
-        s1_bits = index_to_bits(torch.arange(2**config.s1_bits), config.s1_bits)
-        s2_bits = index_to_bits(torch.arange(2**config.s2_bits), config.s2_bits)
-        self._s1_table = (s1_bits @ s1_part.T + tokenizer.post_quant_embed.bias.detach()).numpy()
-        self._s2_table = (s2_bits @ s2_part.T).numpy()
+        self._decoder = NativeStack(
+            kernel, tensors, "decoder", heads=config.n_heads, num_positions=context, num_pages=decoder_pages
+        )
+        self._embed, self._quantise, self._head = (
+            kernel.stored(tensors, name) for name in ("embed", "quant_embed", "head")
+        )
+        projection = tensors["post_quant_embed.weight"] * config.num_bits**-0.5
+        s1_part, s2_part = np.split(projection, [config.s1_bits], axis=1)
+        self._s1_table = _signs(config.s1_bits) @ s1_part.T + tensors["post_quant_embed.bias"]
+        self._s2_table = _signs(config.s2_bits) @ s2_part.T
         self._powers = 2 ** np.arange(max(config.s1_bits, config.s2_bits))
 
     def encode(self, history: Float32) -> Int32:
@@ -207,11 +202,13 @@ class _CandleCodec:
         return y
 
 
-def _table(embedding: nn.Module) -> Tensor:
-    weight = next(embedding.parameters())
-    return weight.detach()
+def _signs(num_bits: int) -> Float32:
+    """The bits of every token as ±1, least significant first: float32[2^bits, bits]."""
+    bits = np.arange(2**num_bits)[:, None] >> np.arange(num_bits) & 1
+    return (2 * bits - 1).astype(np.float32)
 
 
-def _refuse_train_mode(module: nn.Module) -> None:
-    if module.training:
-        raise ValueError(f"{type(module).__name__} is in train mode; call eval() first")
+def _time_table(tensors: Tensors, name: str) -> Float32:
+    stored = f"time_emb.{name}_embed"
+    table: Float32 = tensors[f"{stored}.weight"] if f"{stored}.weight" in tensors else tensors[f"{stored}.emb.weight"]
+    return table
