@@ -67,7 +67,7 @@ class Admission:
             share = self.limits.bulk_share if priority == "bulk" else 1.0
             if ahead and ahead + work > share * self.limits.max_work:
                 raise self._refusal("work", priority)
-            if self._wait_s(ahead) > patience_s:
+            if self._wait_s(ahead) > max(patience_s, 0.0):
                 raise self._refusal("deadline", priority)
             self._work[priority] += work
 

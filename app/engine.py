@@ -22,8 +22,8 @@ import numpy as np
 from app import metrics
 from app.admission import Admission, Limits
 from app.errors import Cancelled, DeadlinePassed, Draining, EngineFailed, KronosError, NotReady
-from app.work import Embed, Forecast, Int32, Outcome, Row, Runner, Sampling
 from app.scheduler import PRIORITIES, Errand, Kind, Path, Plan, Priority, Scheduler, Series
+from app.work import Embed, Forecast, Int32, Outcome, Row, Runner, Sampling
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ class _Job:
 class Ticket:
     """A claim on an `Outcome`. The future raises DeadlinePassed, Cancelled, Draining or EngineFailed."""
 
-    def __init__(self, future: Future[Outcome], cancel: Callable[[str], None]) -> None:
+    def __init__(self, future: Future[Outcome], cancel: Callable[[str], object]) -> None:
         self.future = future
         self._cancel = cancel
 
@@ -92,7 +92,8 @@ class Permit:
 
     def submit(self, work: Forecast | Embed, deadline: float) -> Ticket:
         """Queue work that must be done by `deadline` (the engine's clock, seconds). One permit may submit
-        several items. Raises Overloaded when the work does not fit, Draining when the engine is stopping."""
+        several items. Raises Overloaded when the work does not fit, Draining or EngineFailed when the engine
+        has come to its end."""
         if self._held is None:
             raise RuntimeError("this permit was released already")
         return self._engine._submit(work, self.priority, deadline)
@@ -122,6 +123,9 @@ class Engine:
         self._scheduler = Scheduler(num_slots=runner.num_slots, max_context=runner.max_context)
         self._jobs: dict[Series, _Job] = {}
         self._commands: deque[Callable[[], None]] = deque()
+        self._door = threading.Lock()
+        self._ended = False
+        self._end: Callable[[], KronosError] = Draining
         self._wake = threading.Event()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._step_began = 0.0
@@ -130,19 +134,24 @@ class Engine:
     # --- from any thread ----------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Start the thread. `prewarm` makes the engine ready."""
+        """Start the thread. `prewarm` or `open` makes the engine ready."""
         self._publish()
+        self._step_began = self._clock()
         self._thread.start()
 
     def prewarm(self, timeout_s: float = 120.0) -> None:
         """Make real predictions, short and full-length, so that the first user does not pay for first use;
         then take requests. Raises what a prediction would raise."""
         longest = self._runner.max_context
-        for lookback, horizon, paths in ((2, 2, 1), (longest // 2, 2, min(2, self._runner.num_slots)), (longest, 1, 1)):
+        for lookback, horizon, paths in ((2, 2, 1), (-(-longest // 2), 2, min(2, self._runner.num_slots)), (longest, 1, 1)):
             stamps = np.tile(np.array([0, 0, 0, 1, 1], np.int16), (lookback + horizon, 1))
             history = np.zeros((lookback, 6), np.float32)
             work = Forecast(history, stamps[:lookback], stamps[lookback:], sample_count=paths)
             self._submit(work, "interactive", self._clock() + timeout_s).future.result(timeout_s)
+        self.open()
+
+    def open(self) -> None:
+        """Take requests from now on."""
         self._ready = True
 
     def reserve(self, priority: Priority = "interactive") -> Permit:
@@ -158,7 +167,7 @@ class Engine:
         """Refuse new permits, wait for the work in flight. False if some was left after `timeout_s`."""
         self._draining = True
         deadline = time.monotonic() + timeout_s
-        while self._jobs or self._commands:
+        while self._admission.waiting_work():
             if time.monotonic() >= deadline or not self._thread.is_alive():
                 return False
             time.sleep(DRAIN_POLL_S)
@@ -198,12 +207,19 @@ class Engine:
         series = Series(len(work.history), horizon, sample_count, priority, deadline)
         self._admission.add(series.work, priority, deadline - now)
         job = _Job(work, series, now, mark=now)
-        self._command(lambda: self._admit(job))
+        if not self._command(lambda: self._admit(job)):
+            self._admission.subtract(series.work, priority)
+            raise self._end()
         return Ticket(job.future, lambda reason: self._command(lambda: self._cancel(job, reason)))
 
-    def _command(self, command: Callable[[], None]) -> None:
-        self._commands.append(command)
+    def _command(self, command: Callable[[], None]) -> bool:
+        """Have the thread obey a command; False if it has ended and nobody would."""
+        with self._door:
+            if self._ended:
+                return False
+            self._commands.append(command)
         self._wake.set()
+        return True
 
     # --- the thread ---------------------------------------------------------------------------------------
 
@@ -214,7 +230,7 @@ class Engine:
                     self._rest()
                 else:
                     self.step()
-            self._abandon(lambda: Draining())
+            self._abandon(Draining)
         except Exception:
             log.exception("the engine thread failed; every request in flight fails with it")
             self._abandon(lambda: EngineFailed("the engine thread failed"))
@@ -331,6 +347,9 @@ class Engine:
         return self._jobs.pop(series)
 
     def _abandon(self, error: Callable[[], KronosError]) -> None:
+        """Fail all that is left with `error`, and let nothing in behind it."""
+        with self._door:
+            self._ended, self._end = True, error
         while self._commands:
             self._commands.popleft()()
         for series in list(self._jobs):

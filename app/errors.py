@@ -163,8 +163,8 @@ class Overloaded(_ComeBack):
 class NotReady(_ComeBack):
     kind = "not-ready"
 
-    def __init__(self, retry_after: float = 1.0) -> None:
-        super().__init__("the model is not ready yet", retry_after)
+    def __init__(self, retry_after: float = 1.0, detail: str = "the model is not ready yet") -> None:
+        super().__init__(detail, retry_after)
 
 
 class Draining(_ComeBack):

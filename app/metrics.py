@@ -6,7 +6,7 @@ Knows: what is measured and in which unit. Does not know: who measures it, HTTP,
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Final, Literal
 
@@ -56,15 +56,11 @@ STAGE_SECONDS = Histogram(
     "kronos_stage_seconds", "Seconds of one stage of one request.", ["stage"], buckets=STAGE_BUCKETS, registry=REGISTRY
 )
 CONCURRENT_REQUESTS = Gauge("kronos_concurrent_requests", "HTTP requests in progress.", registry=REGISTRY)
-QUEUE_DEPTH = Gauge(
-    "kronos_queue_depth", "Series admitted and waiting for a batch slot.", ["priority"], registry=REGISTRY
-)
+QUEUE_DEPTH = Gauge("kronos_queue_depth", "Series admitted and waiting for a batch slot.", ["priority"], registry=REGISTRY)
 TIMEOUTS = Counter("kronos_timeouts_total", "Requests answered 504.", ["endpoint"], registry=REGISTRY)
 REJECTED = Counter("kronos_rejected_total", "Requests refused at the door.", ["reason"], registry=REGISTRY)
 CANCELLED = Counter("kronos_cancelled_total", "Series given up before they were done.", ["reason"], registry=REGISTRY)
-INPUT_SIZE = Histogram(
-    "kronos_prediction_input_size", "Candles in one series.", ["endpoint"], buckets=CANDLES, registry=REGISTRY
-)
+INPUT_SIZE = Histogram("kronos_prediction_input_size", "Candles in one series.", ["endpoint"], buckets=CANDLES, registry=REGISTRY)
 BATCH_SEQUENCES = Histogram(
     "kronos_batch_sequences", "Sample paths that shared one decode step.", buckets=SEQUENCES, registry=REGISTRY
 )
@@ -105,6 +101,11 @@ class Timings:
     def add(self, name: str, seconds: float) -> None:
         """Add ``seconds`` to stage ``name``."""
         self._stages[name] = self._stages.get(name, 0.0) + seconds
+
+    def include(self, stages: Mapping[str, float]) -> None:
+        """Add the seconds of several stages."""
+        for name, seconds in stages.items():
+            self.add(name, seconds)
 
     def seconds(self) -> dict[str, float]:
         """Seconds by stage, in the order of ``STAGES``."""

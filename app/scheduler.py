@@ -194,8 +194,8 @@ class Scheduler:
         return not self._series
 
     def num_waiting(self, priority: Priority) -> int:
-        """Series of a class whose history is not in the cache yet."""
-        return sum(1 for errand in self._waiting[priority] if errand.series.active)
+        """Series of a class whose history is not in the cache yet. Safe to call from any thread."""
+        return sum(1 for errand in self._waiting[priority].copy() if errand.series.active)
 
     def audit(self) -> None:
         """Check the pools: free + held = total; every slot, queue and page belongs to an active series.
@@ -223,6 +223,8 @@ class Scheduler:
                 if not path.pages:
                     self._open(path)
                     opened.append(path)
+                elif path.position >= self.max_context:
+                    self._add_errand(Errand(Kind.ROLL, path.series, path))
         return opened
 
     def _open(self, path: Path) -> None:
@@ -233,13 +235,15 @@ class Scheduler:
         path.pages = shared + self.pool.allocate(num_own)
 
     def _pause_bulk(self, priority: Priority) -> bool:
-        """Free one slot for an interactive path; False if there is none to free."""
+        """Free one slot for an interactive path, with the errand that waits for its holder; False if there is
+        none to free."""
         if priority != "interactive":
             return False
         for path in reversed(self._running):
             if path.series.priority == "bulk":
                 self._running.remove(path)
                 self._ready["bulk"].appendleft(path)
+                self._errands["bulk"] = deque(e for e in self._errands["bulk"] if e.path is not path)
                 return True
         return False
 
