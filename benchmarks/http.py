@@ -175,11 +175,11 @@ class Target:
 
     def __init__(self, bare: bool) -> None:
         listener = socket.create_server(("127.0.0.1", 0))
-        self.process = multiprocessing.get_context("fork").Process(target=serve, args=(listener, bare), daemon=True)
+        self.process = multiprocessing.get_context("spawn").Process(target=serve, args=(listener, bare), daemon=True)
         self.process.start()
         # Linux's clock of the processor time of another process, in nanoseconds (clock_getcpuclockid).
         self.clock = (~(self.process.pid or 0) << 3) | 2
-        self.connection = socket.create_connection(listener.getsockname())
+        self.connection = socket.create_connection(listener.getsockname(), timeout=60)
         listener.close()
 
     def ask(self, message: bytes) -> bytes:
