@@ -1,0 +1,76 @@
+"""What the routes share: the settings, and the engine once it is there.
+
+Knows: whether the worker is loading, ready or leaving. Does not know: who builds the engine, HTTP.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from app.api.prepare import Bounds
+from app.engine import Engine
+from app.errors import Draining, NotReady
+from app.settings import Settings
+
+
+@dataclass(frozen=True)
+class Served:
+    """A running engine and the facts about its model that answers and bounds are made of."""
+
+    engine: Engine
+    model_version: str
+    tokenizer_version: str
+    max_context: int  # candles
+    vocabulary: int  # s1 tokens
+    device: str
+    dtype: str
+
+
+@dataclass
+class Worker:
+    """The state of this process."""
+
+    settings: Settings
+    served: Served | None = None
+    leaving: bool = field(default=False)
+
+    def require(self) -> Served:
+        """What is served. Raises NotReady while it is loading."""
+        if self.served is None:
+            raise NotReady()
+        return self.served
+
+    def check_ready(self) -> None:
+        """Raise NotReady or Draining unless new work is welcome."""
+        if self.leaving:
+            raise Draining()
+        health = self.require().engine.health()
+        if health.draining:
+            raise Draining()
+        if not health.ready:
+            raise NotReady()
+
+    def stuck(self) -> str | None:
+        """Why this process is beyond help, or None. Loading has its own deadline."""
+        if self.served is None:
+            return None
+        health = self.served.engine.health()
+        if not health.alive and not self.leaving:
+            return "the engine thread has ended"
+        if health.stuck_s > self.settings.watchdog:
+            return f"the engine has work and has not stepped for {health.stuck_s:.1f} s"
+        return None
+
+    def bounds(self) -> Bounds:
+        """What one request may ask for."""
+        served, limits = self.require(), self.settings
+        return Bounds(
+            max_candles=limits.max_candles,
+            max_horizon=min(limits.max_horizon, served.max_context),
+            max_samples=limits.max_samples,
+            max_items=limits.max_items,
+            max_work=limits.max_work,
+            max_timeout=limits.inference_timeout,
+            max_context=served.max_context,
+            vocabulary=served.vocabulary,
+        )

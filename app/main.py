@@ -1,0 +1,186 @@
+"""The composition root: settings → weights → runner → engine → application, and the life of the process.
+
+Knows: who needs what, in which order things start and stop. Does not know: how anything works.
+Nothing happens at import: ``app`` reads the settings when its server starts it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import logging.config
+import os
+import signal
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from app import metrics
+from app.admission import Limits
+from app.api.edge import Edge
+from app.api.faults import LISTED
+from app.api.openapi import make_openapi
+from app.api.routes import make_routes
+from app.api.state import Served, Worker
+from app.errors import KronosError, MethodNotAllowed, NotFound
+from app.logs import dict_config
+from app.settings import Settings, load
+
+log = logging.getLogger(__name__)
+
+STATUS_UNUSABLE: Final = 3  # gunicorn stops, instead of trying again, when a worker exits with this status
+STATUS_STUCK: Final = 70
+WATCH_PERIOD_S: Final = 0.5
+
+Loader = Callable[[Settings], Served]
+Exit = Callable[[int], Any]
+
+
+def load_model(settings: Settings) -> Served:
+    """Load the checkpoint and build an engine that is not started yet. Raises CheckpointError."""
+    settings.set_thread_environment()
+    # Imported here, since the native libraries read the thread settings when they are first imported.
+    from app.engine import Engine
+    from app.model import weights
+    from app.model.runner import build_runner
+
+    checkpoint = weights.load(settings.model, settings.tokenizer, sha256=settings.model_sha256, max_context=settings.max_context)
+    runner = build_runner(checkpoint, num_slots=settings.slots, device=settings.device, dtype=settings.dtype)
+    limits = Limits(settings.max_concurrency, settings.max_queue_work, settings.bulk_share)
+    return Served(
+        engine=Engine(runner, limits=limits),
+        model_version=checkpoint.model_version,
+        tokenizer_version=checkpoint.tokenizer_version,
+        max_context=checkpoint.max_context,
+        vocabulary=2**checkpoint.model_config.s1_bits,
+        device=runner.device,
+        dtype=settings.dtype,
+    )
+
+
+def create_app(settings: Settings, loader: Loader = load_model, leave: Exit = os._exit) -> FastAPI:
+    """The application of one worker. ``leave`` ends the process when it is beyond help."""
+    worker = Worker(settings)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        for sentence in settings.without_effect():
+            log.warning("%s", sentence)
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(settings.io_workers, "io"))
+        stopped = threading.Event()
+        for role in (_bring_up, _watch):
+            threading.Thread(target=role, args=(worker, loader, leave, stopped), name=role.__name__, daemon=True).start()
+        _announce_leaving(worker)
+        yield
+        worker.leaving = True
+        stopped.set()
+        await asyncio.to_thread(_take_down, worker)
+
+    app = FastAPI(title="Kronos Fleet", lifespan=lifespan, redoc_url=None, swagger_ui_oauth2_redirect_url=None)
+    app.router.routes.extend(make_routes(worker))
+    app.router.redirect_slashes = False
+    document = make_openapi(settings, LISTED)
+    app.openapi = lambda: document  # type: ignore[method-assign]
+    app.add_exception_handler(HTTPException, _as_kronos_error)
+    app.add_middleware(Edge, worker_name=settings.worker_name)
+    app.state.worker = worker
+    return app
+
+
+async def _as_kronos_error(request: Request, error: Exception) -> Response:
+    """The router's own refusals, in the house's form."""
+    if isinstance(error, HTTPException) and error.status_code == 405:
+        allow = (error.headers or {}).get("Allow", "")
+        raise MethodNotAllowed(f"this path answers {allow}", allow) from error
+    if isinstance(error, HTTPException) and error.status_code == 404:
+        raise NotFound("no such path; /docs lists them") from error
+    raise error
+
+
+def _bring_up(worker: Worker, loader: Loader, leave: Exit, stopped: threading.Event) -> None:
+    """Load, start and warm up; then the worker is ready."""
+    began = time.monotonic()
+    try:
+        served = loader(worker.settings)
+        served.engine.start()
+        served.engine.prewarm() if worker.settings.prewarm else served.engine.open()
+    except Exception as error:
+        # A bad checkpoint explains itself; anything else is a bug and shows where.
+        log.critical("cannot start: %s", error, exc_info=not isinstance(error, ValueError | OSError | KronosError))
+        leave(STATUS_UNUSABLE)
+        return
+    versions = {"model_version": served.model_version, "tokenizer_version": served.tokenizer_version}
+    metrics.MODEL_INFO.labels(**versions, device=served.device, dtype=served.dtype).set(1)
+    worker.served = served
+    log.info("ready after %.1f s: %s", time.monotonic() - began, served.model_version)
+
+
+def _watch(worker: Worker, loader: Loader, leave: Exit, stopped: threading.Event) -> None:
+    """End the process when it is beyond help, so that its supervisor starts another."""
+    deadline = time.monotonic() + worker.settings.startup_timeout
+    while not stopped.wait(WATCH_PERIOD_S):
+        trouble = worker.stuck()
+        if worker.served is None and time.monotonic() > deadline:
+            trouble = f"not ready after {worker.settings.startup_timeout:g} s"
+        if trouble:
+            log.critical("ending this process: %s", trouble)
+            leave(STATUS_STUCK)
+            return
+
+
+def _announce_leaving(worker: Worker) -> None:
+    """Make SIGTERM first turn readiness off, and the server's own handler run ``drain_delay`` later."""
+    if threading.current_thread() is not threading.main_thread():
+        return
+    stop = signal.getsignal(signal.SIGTERM)
+    if not callable(stop):
+        return
+    loop = asyncio.get_running_loop()
+
+    def begin(number: int, frame: Any) -> None:
+        worker.leaving = True
+        loop.call_soon_threadsafe(loop.call_later, worker.settings.drain_delay, stop, number, frame)
+
+    signal.signal(signal.SIGTERM, begin)
+
+
+def _take_down(worker: Worker) -> None:
+    """Finish what is in flight, then end the engine thread. By now the server has sent its answers."""
+    if worker.served is None:
+        return
+    engine = worker.served.engine
+    if not engine.drain(worker.settings.inference_timeout):
+        log.warning("work was left after %.0f s of draining", worker.settings.inference_timeout)
+    engine.stop()
+
+
+class Application:
+    """An ASGI application that is made when its server starts it, so that importing this module does nothing."""
+
+    def __init__(self, make: Callable[[], ASGIApp]) -> None:
+        self._make = make
+        self._app: ASGIApp | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._app is None:
+            self._app = self._make()
+        await self._app(scope, receive, send)
+
+
+def make_app() -> ASGIApp:
+    """The application as the environment and config.yaml want it, logging included. Raises SettingsError."""
+    settings = load()
+    logging.config.dictConfig(dict_config(settings.log_level))
+    return create_app(settings)
+
+
+app = Application(make_app)

@@ -1,0 +1,104 @@
+"""The OpenAPI document and the application tell the same story."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import hypothesis
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase
+from schemathesis.specs.openapi import checks
+from starlette.testclient import TestClient
+
+from app.api.openapi import REQUEST_KINDS, examples, make_openapi
+from app.api.routes import make_routes
+from app.api.state import Worker
+from app.errors import ERROR_TABLE
+from app.settings import Settings
+from tests.serving import client, server
+
+DOCUMENT = make_openapi(Settings(), listed=32)
+
+
+@pytest.fixture(scope="module")
+def http() -> Iterator[TestClient]:
+    with client() as ready:
+        yield ready
+
+
+def test_every_route_is_documented_and_every_documented_route_exists() -> None:
+    """Paths and methods of the application and of the document are the same."""
+    routes = {(route.path, method) for route in make_routes(Worker(Settings())) for method in route.methods or ()}
+    told = {(path, method.upper()) for path, operations in DOCUMENT["paths"].items() for method in operations}
+    assert {(path, method) for path, method in routes if method != "HEAD"} == told
+
+
+def test_the_document_is_served(http: TestClient) -> None:
+    """/openapi.json is the document, /docs the page that shows it."""
+    assert http.get("/openapi.json").json() == DOCUMENT
+    assert "/openapi.json" in http.get("/docs").text
+
+
+@pytest.mark.parametrize(("path", "name"), [(path, name) for path, named in examples().items() for name in named])
+def test_the_examples_run(http: TestClient, path: str, name: str) -> None:
+    """What the documentation shows can be sent as it is."""
+    assert http.post(path, json=examples()[path][name]).status_code == 200
+    shown = DOCUMENT["paths"][path]["post"]["requestBody"]["content"]["application/json"]["examples"]
+    assert shown[name]["value"] == examples()[path][name]
+
+
+def test_every_error_a_prediction_can_give_is_documented() -> None:
+    """All kinds of the table but those that belong to the router or to a client that has gone."""
+    assert set(REQUEST_KINDS) == set(ERROR_TABLE) - {"not-found", "method-not-allowed", "cancelled"}
+    statuses = {str(ERROR_TABLE[kind].status) for kind in REQUEST_KINDS} | {"200"}
+    for path in examples():
+        assert set(DOCUMENT["paths"][path]["post"]["responses"]) == statuses
+
+
+def test_the_document_names_the_limits_in_force() -> None:
+    """The operator's settings show in the documentation."""
+    document = make_openapi(Settings(max_candles=77, max_samples=13), listed=32)
+    description = document["paths"]["/v1/predict/single"]["post"]["description"]
+    assert "77 candles" in description and "13 sample paths" in description
+
+
+# The schema cannot say that low ≤ high or that times ascend, so documents that fit it may still be refused: the check
+# that all such documents are accepted is left out, all others of the OpenAPI kind are kept.
+HASTY_S = 1.0
+
+
+def no_server_error(context: Any, response: Any, case: Any) -> None:
+    """As the check of that name, but 504 is right when the client asked for an answer in next to no time."""
+    hasty = isinstance(case.body, dict) and float(case.body.get("timeout") or HASTY_S) < HASTY_S
+    if not (response.status_code == 504 and hasty):
+        schemathesis.checks.not_a_server_error(context, response, case)
+
+
+CHECKS = [
+    no_server_error,
+    checks.status_code_conformance,
+    checks.content_type_conformance,
+    checks.response_headers_conformance,
+    checks.response_schema_conformance,
+    checks.negative_data_rejection,
+    checks.unsupported_method,
+]
+SCHEMA = schemathesis.openapi.from_dict(DOCUMENT)
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with server() as running:
+        yield running.url
+
+
+@SCHEMA.parametrize()
+@hypothesis.settings(
+    max_examples=60, derandomize=True, deadline=None, database=None,
+    phases=(Phase.explicit, Phase.generate), suppress_health_check=list(HealthCheck),
+)  # fmt: skip
+def test_the_application_keeps_its_contract(case: Any, url: str) -> None:
+    """Whatever fits the schema, or just misses it: a documented answer that fits its schema, never a server error."""
+    case.call_and_validate(base_url=url, checks=CHECKS)
