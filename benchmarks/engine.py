@@ -195,7 +195,7 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"], choices=ITEM_BYTES)
     parser.add_argument("--in-flight", nargs="+", type=int, default=list(IN_FLIGHT))
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--slots", type=int, default=16, help="rows of the decode batch")
+    parser.add_argument("--slots", type=int, default=8, help="rows of the decode batch")
     parser.add_argument("--reference", type=Path, help="a checkout of the reference implementation")
     parser.add_argument("--no-oracle", action="store_true", help="skip the naive oracle (it is slow)")
     parser.add_argument("--out", type=Path, help="also write the JSON document here")

@@ -18,7 +18,7 @@ def metrics_table() -> str:
     rows = ["| metric | type | what |", "|---|---|---|"]
     for metric in vars(metrics).values():
         if isinstance(metric, MetricWrapperBase):
-            described = metric.describe()[0]
+            described = next(iter(metric.describe()))
             name = f"{described.name}_total" if described.type == "counter" else described.name
             labels = ",".join(metric._labelnames)  # not public, and not to be had otherwise before the first sample
             rows.append(f"| `{name}{'{' + labels + '}' if labels else ''}` | {described.type} | {described.documentation} |")
@@ -31,8 +31,8 @@ GENERATED = {"settings": table, "metrics": metrics_table}
 def renewed(text: str) -> str:
     """The document with every generated part as it should be."""
     for name, make in GENERATED.items():
-        pattern = re.compile(rf"(<!-- {name}\b[^>]*-->\n).*?(<!-- /{name} -->)", re.DOTALL)
-        text = pattern.sub(lambda found, made=make(): f"{found[1]}{made.strip()}\n{found[2]}", text)
+        before, opening, rest = re.split(rf"(<!-- {name}\b[^>]*-->\n)", text, maxsplit=1)
+        text = before + opening + make().strip() + "\n" + rest[rest.index(f"<!-- /{name} -->") :]
     return text
 
 

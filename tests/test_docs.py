@@ -36,9 +36,9 @@ def test_fleet_verbs_exist() -> None:
     verbs = [found[0] for found in shown if found]
     assert {verb for verb, _ in verbs} >= {"status", "logs", "scale", "predict"}
     for verb, arguments in verbs:
-        done = subprocess.run([sys.executable, "-m", "fleet", verb, "--help"], cwd=ROOT, capture_output=True, text=True, check=True)
+        done = subprocess.run([sys.executable, "-m", "fleet", verb, "--help"], cwd=ROOT, capture_output=True, check=True)
         for option in re.findall(r"--\w+", arguments):
-            assert option in done.stdout, f"fleet {verb} has no {option}"
+            assert option in done.stdout.decode(), f"fleet {verb} has no {option}"
 
 
 def test_tree_is_the_tree() -> None:

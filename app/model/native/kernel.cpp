@@ -278,13 +278,9 @@ template <class T, int ROWS>
 void score(const float* const* q, int hd, const T* keys, size_t page_stride, const int32_t* pages, int limit, float* const* scores) {
     for (int page = 0; page * PAGE < limit; page++) {
         const T* k = keys + size_t(pages[page]) * page_stride;
-        const T* next = (page + 1) * PAGE < limit ? keys + size_t(pages[page + 1]) * page_stride : k;
         Vec even[ROWS][2] = {}, odd[ROWS][2] = {};
         for (int i = 0; i < hd; i += 2) {
             const T* row = k + i * PAGE;
-            if (ROWS == 1)  // a single row reads memory once; several find it in the cache
-                for (unsigned line = 0; line < 2 * PAGE * sizeof(T); line += 64)
-                    __builtin_prefetch(reinterpret_cast<const char*>(next + i * PAGE) + line);
             Vec k0 = load(row), k1 = load(row + LANES), k2 = load(row + PAGE), k3 = load(row + PAGE + LANES);
             for (int r = 0; r < ROWS; r++) {
                 even[r][0] += q[r][i] * k0;
@@ -325,12 +321,8 @@ void mix(float* const* weights, const float* totals, const T* values, size_t pag
     Vec acc[ROWS][VECS] = {};
     for (int start = 0; start < limit; start += PAGE) {
         const T* v = values + size_t(pages[start / PAGE]) * page_stride;
-        const T* next = start + PAGE < limit ? values + size_t(pages[start / PAGE + 1]) * page_stride : v;
         int count = std::min(PAGE, limit - start);
-        for (int i = 0; i < count; i++, v += stride, next += stride) {
-            if (ROWS == 1)
-                for (unsigned line = 0; line < VECS * LANES * sizeof(T); line += 64)
-                    __builtin_prefetch(reinterpret_cast<const char*>(next) + line);
+        for (int i = 0; i < count; i++, v += stride) {
             for (int c = 0; c < VECS; c++) {
                 Vec value = load(v + c * LANES);
                 for (int r = 0; r < ROWS; r++) acc[r][c] += weights[r][start + i] * value;
