@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from prometheus_client.metrics import MetricWrapperBase
@@ -25,17 +27,37 @@ def metrics_table() -> str:
     return "\n".join(rows)
 
 
-GENERATED = {"settings": table, "metrics": metrics_table}
+def engine_table() -> str:
+    """What benchmarks/engine.py stored, medians over its rounds."""
+    rows = [
+        "| configuration | storage | lengths | in flight | ms each | × reference | × oracle | of the roofline |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for path in sorted((ROOT / "reports").glob("*-engine/*.json")):
+        for row in json.loads(path.read_text())["rows"]:
+            if "dtype" in row:
+                ratios = [f"{row[key]:.1f}" if key in row else "–" for key in ("times_reference", "times_oracle")]
+                rows.append(
+                    f"| {row['size']} | {row['dtype']} | {row['shape']} | {row['in_flight']} | "
+                    f"{1e3 * row['per_forecast_s']:.0f} | {' | '.join(ratios)} | {100 * row['fraction']:.0f} % |"
+                )
+    return "\n".join(rows)
+
+
+GENERATED: dict[str, Callable[[], str]] = {"settings": table, "metrics": metrics_table, "engine": engine_table}
+DOCUMENTS = ("README.md", "NOTES.md")
 
 
 def renewed(text: str) -> str:
     """The document with every generated part as it should be."""
-    for name, make in GENERATED.items():
+    for name in re.findall(r"<!-- /([a-z-]+) -->", text):
+        make = GENERATED[name]
         before, opening, rest = re.split(rf"(<!-- {name}\b[^>]*-->\n)", text, maxsplit=1)
         text = before + opening + make().strip() + "\n" + rest[rest.index(f"<!-- /{name} -->") :]
     return text
 
 
 if __name__ == "__main__":
-    readme = ROOT / "README.md"
-    readme.write_text(renewed(readme.read_text()))
+    for document in DOCUMENTS:
+        path = ROOT / document
+        path.write_text(renewed(path.read_text()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import threading
 import time
@@ -133,3 +134,43 @@ def fake_paths(history: np.ndarray[Any, Any], minutes: list[int], horizon: int, 
             paths[path, step] = token
             paths[path, step, 4] = minutes[step]
     return paths
+
+
+class Gate:
+    """A fake model whose steps wait until it is opened, or take a given time."""
+
+    def __init__(self) -> None:
+        self.open = threading.Event()
+        self.open.set()
+        self.delay_s = 0.0
+        self.runner = FakeRunner(on_step=self._step)
+
+    def _step(self, _: int) -> None:
+        self.open.wait(20)
+        time.sleep(self.delay_s)
+
+
+@contextmanager
+def gated(settings: Settings | None = None) -> Iterator[tuple[Server, Gate]]:
+    gate = Gate()
+    with server(settings, gate.runner) as running:
+        try:
+            yield running, gate
+        finally:
+            gate.open.set()
+
+
+def long_request(steps: int = 400, **fields: Any) -> bytes:
+    return json.dumps(request(overrides={"pred_len": steps, "seed": 1}, **fields)).encode()
+
+
+def idle(running: Server) -> Callable[[], bool]:
+    def check() -> bool:
+        stats = engine_of(running.app).stats()
+        return (stats.slots_busy, stats.queued_work, stats.pages_free) == (0, 0, stats.pages_total)
+
+    return check
+
+
+def busy(running: Server) -> Callable[[], bool]:
+    return lambda: engine_of(running.app).stats().slots_busy > 0

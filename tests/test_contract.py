@@ -71,8 +71,8 @@ HASTY_S = 1.0
 
 def no_server_error(context: Any, response: Any, case: Any) -> None:
     """As the check of that name, but 504 is right when the client asked for an answer in next to no time."""
-    hasty = isinstance(case.body, dict) and float(case.body.get("timeout") or HASTY_S) < HASTY_S
-    if not (response.status_code == 504 and hasty):
+    # Only a valid request can be answered 504, so its timeout is a number.
+    if response.status_code != 504 or case.body.get("timeout", HASTY_S) >= HASTY_S:
         schemathesis.checks.not_a_server_error(context, response, case)
 
 

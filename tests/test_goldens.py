@@ -130,7 +130,7 @@ def oracle_of(case: Case, frame: Case, values: Array) -> oracle.OracleResult:
 
 def generation_answers(results: list[oracle.Generation], shapes: dict[str, Array]) -> dict[str, Array]:
     """Tokens, logits, normalised paths of series-major rows; a single row is recorded without a row axis."""
-    rows = {
+    rows: dict[str, list[Array]] = {
         "hist_s1": [np.repeat(r.history_tokens[None, :, 0], len(r.paths), 0) for r in results],
         "hist_s2": [np.repeat(r.history_tokens[None, :, 1], len(r.paths), 0) for r in results],
         "gen_s1": [r.tokens[..., 0] for r in results],
