@@ -59,7 +59,7 @@ class Settings(BaseModel):
     dtype: Literal["float32", "bfloat16"] = setting("float32", "KRONOS_DTYPE", "model.dtype", "",
         "Arithmetic of the model; float32 is exact to the reference.")  # fmt: skip
     threads: int = setting(1, "KRONOS_THREADS", "model.threads", "threads",
-        "Threads of torch and BLAS; the CPU kernel always uses one. Threads × workers should not exceed the cores.", ge=1, le=1024)  # fmt: skip
+        "Threads of torch and BLAS; the CPU kernel uses one. Keep threads × workers ≤ cores.", ge=1, le=1024)  # fmt: skip
     slots: int = setting(8, "KRONOS_SLOTS", "model.slots", "sample paths",
         "Sample paths that can share one decode step.", ge=1, le=4096)  # fmt: skip
     prewarm: bool = setting(True, "ENABLE_PREWARM", "model.prewarm", "",

@@ -44,13 +44,28 @@ def engine_table() -> str:
     return "\n".join(rows)
 
 
-GENERATED: dict[str, Callable[[], str]] = {"settings": table, "metrics": metrics_table, "engine": engine_table}
+def bfloat16_table() -> str:
+    """What benchmarks/bfloat16.py stored."""
+    keys = {
+        "logit_rms_error": "rms error of logits", "logit_std": "their deviation", "same_best_token": "same best token",
+        "kl_nats": "KL, nats", "same_history_tokens": "same history tokens",
+    }  # fmt: skip
+    rows = [f"| checkpoint | {' | '.join(keys.values())} |", "|---" * (len(keys) + 1) + "|"]
+    for path in sorted((ROOT / "reports").glob("*-bfloat16/*.json")):
+        found = json.loads(path.read_text())
+        rows.append(f"| {path.stem} | {' | '.join(format(found[key], '.3g') for key in keys)} |")
+    return "\n".join(rows)
+
+
+GENERATED: dict[str, Callable[[], str]] = {
+    "settings": table, "metrics": metrics_table, "engine": engine_table, "bfloat16": bfloat16_table,
+}  # fmt: skip
 DOCUMENTS = ("README.md", "NOTES.md")
 
 
 def renewed(text: str) -> str:
     """The document with every generated part as it should be."""
-    for name in re.findall(r"<!-- /([a-z-]+) -->", text):
+    for name in re.findall(r"<!-- /([\w-]+) -->", text):
         make = GENERATED[name]
         before, opening, rest = re.split(rf"(<!-- {name}\b[^>]*-->\n)", text, maxsplit=1)
         text = before + opening + make().strip() + "\n" + rest[rest.index(f"<!-- /{name} -->") :]
