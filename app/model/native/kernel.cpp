@@ -508,7 +508,11 @@ void keep_top_k(float* chance, int size, int k, std::vector<float>& copy) {
 // Positive floats sort as their bits: mass by exponent and 3 bits finds the bucket that crosses; only it is sorted.
 void keep_top_p(float* chance, int size, double top_p) {
     constexpr int BUCKETS = 1024, SHIFT = 20;
-    auto bucket = [&](int i) { uint32_t bits; std::memcpy(&bits, chance + i, 4); return int(bits >> SHIFT); };
+    auto bucket = [&](int i) {
+        uint32_t bits;
+        std::memcpy(&bits, chance + i, 4);
+        return std::min(int(bits >> SHIFT), BUCKETS - 1);  // NaN must not lead outside, whatever it means
+    };
     scratch.mass.assign(BUCKETS, 0.0);
     for (int i = 0; i < size; i++) scratch.mass[bucket(i)] += chance[i];
     double total = 0.0, before = 0.0;
@@ -636,7 +640,7 @@ void decode(const Model& model, const PathRow* const* paths, const int32_t* posi
 // --- the C interface: `half` chooses bf16 storage --------------------------------------------------------------
 
 extern "C" {
-// How bf16 matrices must be packed: 0 panels, 1 AMX tiles (asks the kernel for leave to use them).
+// How bf16 matrices must be packed: 0 panels, 1 AMX tiles (asks the system for leave to use them), -1 it refuses.
 int kronos_packing() {
 #ifdef __AMX_BF16__
     constexpr int REQUEST_PERMISSION = 0x1023, TILE_DATA = 18;

@@ -22,6 +22,8 @@ Float32 = NDArray[np.float32]
 
 LANES = 16
 PANEL = 64
+PANELS, TILES, TILES_FORBIDDEN = 0, 1, -1
+"""What `kronos_packing` answers; a sandbox may forbid AMX on a processor that has it."""
 
 
 def round_up(number: int, step: int) -> int:
@@ -130,7 +132,10 @@ class Kernel:
     def __init__(self, *, half: bool) -> None:
         self.half = half
         self._library = build.load()
-        self._tiles = half and bool(self._library.kronos_packing())
+        packing = self._library.kronos_packing() if half else PANELS
+        if packing == TILES_FORBIDDEN:
+            self._library, packing = build.load("x86-64-v4"), PANELS
+        self._tiles = packing == TILES
         self._weights = _Arena()
         self._caches: list[NDArray[Any]] = []
 
