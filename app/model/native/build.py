@@ -17,8 +17,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-SOURCE = Path(__file__).with_name("kernel.cpp")
-LIBRARIES = Path(__file__).with_name("lib")
+FOLDER = Path(__file__).parent
+SOURCE = FOLDER / "kernel.cpp"
+LIBRARIES = FOLDER / "lib"
 FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-Wall", "-Wextra", "-Wno-psabi", "-fno-math-errno", "-fno-trapping-math")
 COMPILERS = ("g++", "clang++", "c++")
 # Names of -march, best first, with the flags of /proc/cpuinfo that each needs.
@@ -53,8 +54,9 @@ def best_isa() -> str:
 
 
 def library_path(isa: str) -> Path:
-    """Where the kernel for an instruction set lies: the name carries the hash of source and flags."""
-    digest = hashlib.sha256(SOURCE.read_bytes() + " ".join(FLAGS).encode()).hexdigest()[:12]
+    """Where the kernel for an instruction set lies: the name carries the hash of sources and flags."""
+    sources = b"".join(path.read_bytes() for path in (SOURCE, *sorted(FOLDER.glob("*.h"))))
+    digest = hashlib.sha256(sources + " ".join(FLAGS).encode()).hexdigest()[:12]
     return LIBRARIES / f"kernel-{isa}-{digest}.so"
 
 
