@@ -589,7 +589,10 @@ def test_an_engine_failure_tells_clients_nothing() -> None:
 def test_a_failing_decode_fails_all_and_is_seen() -> None:
     """When the shared step breaks, everyone in flight gets EngineFailed, and health says the engine is dead."""
 
+    submitted = threading.Event()
+
     def fail(_: int) -> None:
+        submitted.wait(PATIENCE_S)
         raise RuntimeError("boom")
 
     engine = Engine(runner := FakeRunner(num_slots=1), limits=AMPLE)
@@ -598,6 +601,7 @@ def test_a_failing_decode_fails_all_and_is_seen() -> None:
     runner.on_step = fail
     permit = engine.reserve()
     tickets = [permit.submit(forecast(), deadline=1e12) for _ in range(3)]
+    submitted.set()
     for ticket in tickets:
         with pytest.raises(EngineFailed):
             result(ticket)
