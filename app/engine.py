@@ -203,6 +203,8 @@ class Engine:
             raise Draining()
         now = self._clock()
         horizon = len(work.future_stamps) if isinstance(work, Forecast) else 0
+        if horizon > self._runner.max_context:
+            raise ValueError(f"a horizon of {horizon} does not fit in a context of {self._runner.max_context}")
         sample_count = work.sample_count if isinstance(work, Forecast) else 1
         series = Series(len(work.history), horizon, sample_count, priority, deadline)
         self._admission.add(series.work, priority, deadline - now)

@@ -9,6 +9,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from app.model.config import NUM_FEATURES, STAMP_TABLES
+
+STAMP_ROWS = np.array([rows for _, rows in STAMP_TABLES], np.int16)
+
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 Int16 = NDArray[np.int16]
@@ -31,6 +35,15 @@ class Forecast:
     sample_count: int = 1
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        """Raises ValueError for whatever would lead a runner outside its tables: the last line, behind the API."""
+        _check_series(self.history, self.history_stamps)
+        _check_stamps(self.future_stamps, len(self.future_stamps))
+        if not len(self.future_stamps) or self.sample_count < 1:
+            raise ValueError("a forecast has at least one candle and one path")
+        if not (0 <= self.seed < 2**64 and self.temperature > 0):
+            raise ValueError(f"seed {self.seed} or temperature {self.temperature} is out of range")
+
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Embed:
@@ -38,6 +51,23 @@ class Embed:
 
     history: Float32
     history_stamps: Int16
+
+    def __post_init__(self) -> None:
+        """Raises ValueError, as `Forecast` does."""
+        _check_series(self.history, self.history_stamps)
+
+
+def _check_series(history: Float32, stamps: Int16) -> None:
+    if history.dtype != np.float32 or history.ndim != 2 or history.shape[1] != NUM_FEATURES or not len(history):
+        raise ValueError(f"a history is float32[L, {NUM_FEATURES}], not {history.dtype}{list(history.shape)}")
+    _check_stamps(stamps, len(history))
+
+
+def _check_stamps(stamps: Int16, count: int) -> None:
+    if stamps.dtype != np.int16 or stamps.shape != (count, len(STAMP_ROWS)):
+        raise ValueError(f"stamps are int16[{count}, {len(STAMP_ROWS)}], not {stamps.dtype}{list(stamps.shape)}")
+    if (stamps < 0).any() or (stamps >= STAMP_ROWS).any():
+        raise ValueError("a stamp has a field that no time table has a row for")
 
 
 @dataclass(frozen=True, eq=False, slots=True)

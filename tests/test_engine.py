@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -86,9 +88,9 @@ def serving(
 
 
 def forecast(lookback: int = 10, horizon: int = 4, sample_count: int = 1, seed: int = 0, level: float = 100.0) -> Forecast:
-    """A history that rises to `level`, with stamps whose minutes count up from 0: a result shows what was seen."""
+    """A history that rises to `level`, with stamps whose minutes count round from 0: a result shows what was seen."""
     stamps = np.zeros((lookback + horizon, 5), np.int16)
-    stamps[:, 0] = np.arange(lookback + horizon)
+    stamps[:, 0] = np.arange(lookback + horizon) % 60
     history = np.repeat(np.arange(level - lookback + 1, level + 1, dtype=np.float32)[:, None], 6, axis=1)
     return Forecast(history, stamps[:lookback], stamps[lookback:], sample_count=sample_count, seed=seed)
 
@@ -759,3 +761,24 @@ def test_an_idle_engine_audits_its_pools() -> None:
     engine.start()
     engine._thread.join(PATIENCE_S)
     assert not engine.health().alive
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"history": np.zeros((0, 6), np.float32)},
+        {"history": np.zeros((10, 5), np.float32)},
+        {"history": np.zeros((10, 6))},
+        {"history_stamps": np.zeros((9, 5), np.int16)},
+        {"future_stamps": np.zeros((0, 5), np.int16)},
+        {"future_stamps": np.full((4, 5), 60, np.int16)},
+        {"future_stamps": np.full((4, 5), -1, np.int16)},
+        {"sample_count": 0},
+        {"seed": -1},
+        {"temperature": 0.0},
+    ],
+)
+def test_work_that_would_lead_a_runner_astray_cannot_be_made(change: dict[str, Any]) -> None:
+    """Shapes, stamps and numbers are checked once more behind the API, since the kernel trusts them."""
+    with pytest.raises(ValueError, match=r"history|stamp|forecast|range"):
+        dataclasses.replace(forecast(), **change)

@@ -46,7 +46,7 @@ class Overrides(Struct, forbid_unknown_fields=True, kw_only=True):
     """How to sample. With ``top_k`` > 0, ``top_p`` is not used, as in the reference."""
 
     pred_len: Horizon | None = None
-    temperature: Annotated[float, Meta(gt=0, le=10)] = 1.0
+    temperature: Annotated[float, Meta(ge=0.001, le=10)] = 1.0
     top_k: Annotated[int, Meta(ge=0, description="0 = off; at most the vocabulary.")] = 0
     top_p: Annotated[float, Meta(gt=0, le=1)] = 0.9
     sample_count: Annotated[int, Meta(ge=1, description="Sample paths; their mean is the prediction.")] = 1

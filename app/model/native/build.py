@@ -68,8 +68,16 @@ def build(isa: str) -> Path:
     compiler = os.environ.get("CXX") or next(filter(None, map(shutil.which, COMPILERS)), None)
     if compiler is None:
         raise KernelUnavailable("no C++ compiler on PATH: install g++ or clang++, or set CXX")
-    LIBRARIES.mkdir(exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=LIBRARIES, suffix=".tmp")
+    try:
+        _compile(compiler, isa, target)
+    except OSError as error:
+        raise KernelUnavailable(f"cannot build {target} with {compiler}: {error}") from error
+    return target
+
+
+def _compile(compiler: str, isa: str, target: Path) -> None:
+    target.parent.mkdir(exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=target.parent, suffix=".tmp")
     os.close(handle)
     partial = Path(name)
     try:
@@ -77,10 +85,10 @@ def build(isa: str) -> Path:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise KernelUnavailable(f"{compiler} failed:\n{done.stderr.strip()}")
+        partial.chmod(0o644)
         partial.replace(target)  # atomic: workers that start together may build together
     finally:
         partial.unlink(missing_ok=True)
-    return target
 
 
 @functools.cache

@@ -37,9 +37,10 @@ class NativeRunner:
         self.num_slots = num_slots
         self.max_context = checkpoint.max_context
         self.kernel = Kernel(half=dtype == "bfloat16")
+        tokenizer_kernel = Kernel(half=False)  # tokens are signs of numbers near 0: rounded ones would be other tokens
         self.num_pages = Scheduler.pages_needed(num_slots, self.max_context)
         self._scratch = np.arange(self.num_pages, self.num_pages + pages_for(self.max_context), dtype=np.int32)
-        self._candles = _CandleCodec(self.kernel, checkpoint)
+        self._candles = _CandleCodec(tokenizer_kernel, checkpoint)
         self._build_model(checkpoint)
         self._rows: WeakKeyDictionary[Row, CPathRow] = WeakKeyDictionary()
 
@@ -161,6 +162,8 @@ class _CandleCodec:
 
     def decode(self, history: Int32, generated: Int32) -> Float32:
         horizon = generated.shape[1]
+        if horizon > self._max_context:
+            raise ValueError(f"{horizon} candles do not fit in a context of {self._max_context}")
         num_prefix = min(len(history), self._max_context - horizon)
         prefix_pages = np.arange(pages_for(num_prefix), dtype=np.int32)
         if num_prefix:
