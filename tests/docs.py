@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 
 from prometheus_client.metrics import MetricWrapperBase
 
@@ -57,8 +58,37 @@ def bfloat16_table() -> str:
     return "\n".join(rows)
 
 
+def users_table() -> str:
+    """What `benchmarks/fleet.py users` stored."""
+    rows = [
+        "| workers | s | requests | failed | not bit for bit | per s | p50 s | p95 s | p99 s | cores busy | Pss each, MB |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for path in sorted((ROOT / "reports").glob("*-fleet/users-*.json")):
+        found = json.loads(path.read_text())
+        latency, memory = found["latency_s"], found["memory"].values()
+        span = f"{max(m['start_mb'] for m in memory):.0f} → {max(m['end_mb'] for m in memory):.0f}"
+        rows.append(
+            f"| {found['workers']} | {found['seconds']:.0f} | {found['requests']:,} | {sum(found['errors'].values())} | "
+            f"{found['equal_but_not_bit_for_bit']} | {found['rate']:.1f} | {latency['p50']:.2f} | {latency['p95']:.2f} | "
+            f"{latency['p99']:.2f} | {found['host_cores_busy']:.2f} | {span} |"
+        )
+    return "\n".join(rows)
+
+
+def cost_table() -> str:
+    """What `benchmarks/fleet.py cost` stored: the medians of one worker more."""
+    rows = ["| model | Pss of the first worker, MB | one worker more, MB | its start to ready, s |", "|---|---|---|---|"]
+    for path in sorted((ROOT / "reports").glob("*-fleet/cost-*.json")):
+        found = json.loads(path.read_text())
+        more = median(found["one_more_worker_mb"]), median(found["one_more_worker_ready_s"])
+        rows.append(f"| {path.stem.removeprefix('cost-')} | {found['pss_mb'][0][0]:.0f} | {more[0]:.0f} | {more[1]:.1f} |")
+    return "\n".join(rows)
+
+
 GENERATED: dict[str, Callable[[], str]] = {
     "settings": table, "metrics": metrics_table, "engine": engine_table, "bfloat16": bfloat16_table,
+    "users": users_table, "cost": cost_table,
 }  # fmt: skip
 DOCUMENTS = ("README.md", "NOTES.md")
 
