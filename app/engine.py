@@ -12,18 +12,18 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from typing import Self
 
 import numpy as np
 
 from app import metrics
 from app.admission import Admission, Limits
 from app.errors import Cancelled, DeadlinePassed, Draining, EngineFailed, KronosError, NotReady
-from app.scheduler import PRIORITIES, Errand, Kind, Path, Plan, Priority, Scheduler, Series
-from app.work import Embed, Forecast, Int32, Outcome, Row, Runner, Sampling
+from app.job import Job
+from app.permit import Permit, Ticket
+from app.scheduler import PRIORITIES, Errand, Kind, Plan, Priority, Scheduler, Series
+from app.work import Embed, Forecast, Runner
 
 log = logging.getLogger(__name__)
 
@@ -50,67 +50,6 @@ class EngineStats:
     pages_total: int
 
 
-@dataclass(eq=False, slots=True)
-class _Job:
-    """The engine's own notes on one series."""
-
-    work: Forecast | Embed
-    series: Series
-    submitted: float
-    future: Future[Outcome] = field(default_factory=Future)
-    tokens: Int32 | None = None
-    rows: dict[Path, Row] = field(default_factory=dict)
-    stages: dict[str, float] = field(default_factory=dict)
-    mark: float = 0.0
-    outcome: Outcome | None = None
-
-    def lap(self, stage: str, now: float) -> None:
-        """Book the time since the last mark on a stage."""
-        self.stages[stage] = self.stages.get(stage, 0.0) + now - self.mark
-        self.mark = now
-
-
-class Ticket:
-    """A claim on an `Outcome`. The future raises DeadlinePassed, Cancelled, Draining or EngineFailed."""
-
-    def __init__(self, future: Future[Outcome], cancel: Callable[[str], object]) -> None:
-        self.future = future
-        self._cancel = cancel
-
-    def cancel(self, reason: str) -> None:
-        """Give the work up; it leaves the batch at the next step. Harmless when it is done already."""
-        self._cancel(reason)
-
-
-class Permit:
-    """The right to submit, reserved before a request's body is read. Releases itself as a context manager."""
-
-    def __init__(self, engine: Engine, priority: Priority) -> None:
-        self._engine = engine
-        self._held: Priority | None = priority
-        self.priority = priority
-
-    def submit(self, work: Forecast | Embed, deadline: float) -> Ticket:
-        """Queue work that must be done by `deadline` (the engine's clock, seconds). One permit may submit
-        several items. Raises Overloaded when the work does not fit, Draining or EngineFailed when the engine
-        has come to its end."""
-        if self._held is None:
-            raise RuntimeError("this permit was released already")
-        return self._engine._submit(work, self.priority, deadline)
-
-    def release(self) -> None:
-        """Give the permit back; a second call does nothing."""
-        if self._held is not None:
-            self._engine._admission.leave(self._held)
-            self._held = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.release()
-
-
 class Engine:
     """Serves forecasts from one runner. See the module's text for the division of labour."""
 
@@ -121,7 +60,7 @@ class Engine:
         self._clock = clock
         self._admission = Admission(limits or Limits())
         self._scheduler = Scheduler(num_slots=runner.num_slots, max_context=runner.max_context)
-        self._jobs: dict[Series, _Job] = {}
+        self._jobs: dict[Series, Job] = {}
         self._commands: deque[Callable[[], None]] = deque()
         self._door = threading.Lock()
         self._ended = False
@@ -161,7 +100,7 @@ class Engine:
         if not self._ready or not self._thread.is_alive():
             raise NotReady()
         self._admission.enter(priority)
-        return Permit(self, priority)
+        return Permit(priority, self._submit, self._admission.leave)
 
     def drain(self, timeout_s: float) -> bool:
         """Refuse new permits, wait for the work in flight. False if some was left after `timeout_s`."""
@@ -208,7 +147,7 @@ class Engine:
         sample_count = work.sample_count if isinstance(work, Forecast) else 1
         series = Series(len(work.history), horizon, sample_count, priority, deadline)
         self._admission.add(series.work, priority, deadline - now)
-        job = _Job(work, series, now, mark=now)
+        job = Job(work, series, mark=now)
         if not self._command(lambda: self._admit(job)):
             self._admission.subtract(series.work, priority)
             raise self._end()
@@ -252,84 +191,43 @@ class Engine:
 
     def _compute(self, plan: Plan) -> None:
         for path in plan.opened:
-            self._open(path)
+            self._try(path.series, partial(self._jobs[path.series].open, path, self._runner))
         if plan.errand:
-            self._do(plan.errand)
+            self._try(plan.errand.series, partial(self._run_errand, plan.errand))
         paths = [path for path in plan.paths if path.series.active]
         if paths:
             rows = [self._jobs[path.series].rows[path] for path in paths]
             self._runner.decode(rows, [path.position for path in paths])
 
-    def _do(self, errand: Errand) -> None:
-        """Run an errand; if it fails, its series fails and no other."""
+    def _run_errand(self, errand: Errand) -> None:
         job = self._jobs[errand.series]
+        if errand.kind is Kind.PREFILL:
+            job.prefill(self._runner, self._clock)
+        elif errand.kind is Kind.EMBED:
+            job.embed(self._runner, self._clock)
+        elif errand.kind is Kind.DETOKENISE:
+            job.detokenise(self._runner, self._clock)
+        elif errand.path:
+            self._runner.roll(job.rows[errand.path], errand.path.position)
+
+    def _try(self, series: Series, act: Callable[[], None]) -> None:
+        """Do something for one series; if it fails, that series fails and no other."""
+        if not series.active:
+            return
         try:
-            if errand.kind is Kind.PREFILL:
-                self._prefill(job)
-            elif errand.kind is Kind.EMBED:
-                self._embed(job)
-            elif errand.kind is Kind.DETOKENISE:
-                self._detokenise(job)
-            elif errand.path:
-                self._runner.roll(job.rows[errand.path], errand.path.position)
+            act()
         except (RuntimeError, ValueError, ArithmeticError) as error:
-            log.exception("errand %s failed", errand.kind.value)
-            self._scheduler.remove(errand.series)
-            self._fail(errand.series, EngineFailed(str(error)), "failed")
-
-    def _prefill(self, job: _Job) -> None:
-        series, work = job.series, job.work
-        job.lap("queue", self._clock())
-        job.tokens = self._runner.encode(work.history)
-        job.lap("encode", self._clock())
-        cached = series.window - 1
-        stamps = work.history_stamps[len(work.history_stamps) - series.window :]
-        self._runner.prefill(job.tokens[-series.window :][:cached], stamps[:cached], series.shared + series.partial)
-        job.lap("prefill", self._clock())
-
-    def _open(self, path: Path) -> None:
-        """Make the path's row, and its own copy of the page that the history fills in part."""
-        series = path.series
-        job = self._jobs[series]
-        work = job.work
-        if not isinstance(work, Forecast) or job.tokens is None:
-            raise RuntimeError("a path was opened for a series that has no tokens")
-        if series.partial:
-            self._runner.copy_page(series.partial[0], path.pages[len(series.shared)])
-        tokens = np.zeros((series.window + series.horizon, 2), np.int32)
-        tokens[: series.window] = job.tokens[-series.window :]
-        stamps = np.concatenate((work.history_stamps[len(work.history_stamps) - series.window :], work.future_stamps))
-        draws = self._runner.draws(work.seed, path.index, series.horizon)
-        pages = np.array(path.pages, np.int32)
-        sampling = Sampling(work.temperature, work.top_k, work.top_p)
-        job.rows[path] = Row(tokens, stamps, draws, pages, series.window - 1, sampling)
-
-    def _detokenise(self, job: _Job) -> None:
-        job.lap("decode", self._clock())
-        generated = np.stack([row.tokens[job.series.window :] for row in self._rows_by_index(job)])
-        if job.tokens is None:
-            raise RuntimeError("a series without tokens cannot be detokenised")
-        paths = self._runner.detokenise(job.tokens, generated)
-        job.lap("detokenise", self._clock())
-        rolled = job.series.window - 1 + job.series.horizon > self._scheduler.max_context
-        job.outcome = Outcome(paths, None, job.stages, rolled)
-
-    def _embed(self, job: _Job) -> None:
-        job.lap("queue", self._clock())
-        vector = self._runner.embed(job.work.history, job.work.history_stamps)
-        job.lap("prefill", self._clock())
-        job.outcome = Outcome(None, vector, job.stages, rolled=False)
-
-    def _rows_by_index(self, job: _Job) -> list[Row]:
-        return [row for _, row in sorted(job.rows.items(), key=lambda item: item[0].index)]
+            log.exception("work for one series failed")
+            self._scheduler.remove(series)
+            self._fail(series, EngineFailed(str(error)), "failed")
 
     # --- bookkeeping --------------------------------------------------------------------------------------
 
-    def _admit(self, job: _Job) -> None:
+    def _admit(self, job: Job) -> None:
         self._jobs[job.series] = job
         self._scheduler.add(job.series)
 
-    def _cancel(self, job: _Job, reason: str) -> None:
+    def _cancel(self, job: Job, reason: str) -> None:
         if self._scheduler.remove(job.series):
             self._fail(job.series, Cancelled(reason), reason)
 
@@ -344,7 +242,7 @@ class Engine:
         if job.future.set_running_or_notify_cancel():
             job.future.set_exception(error)
 
-    def _forget(self, series: Series) -> _Job:
+    def _forget(self, series: Series) -> Job:
         self._admission.subtract(series.work, series.priority)
         return self._jobs.pop(series)
 

@@ -29,11 +29,12 @@ import numpy as np
 import torch
 
 from app.admission import Limits
-from app.engine import Engine, Ticket
+from app.engine import Engine
 from app.model.config import PUBLISHED
 from app.model.modules import random_checkpoint
 from app.model.native.runner import NativeRunner
 from app.model.weights import Checkpoint
+from app.permit import Ticket
 from app.work import Forecast, Outcome
 from benchmarks import machine, roofline
 from tests import oracle

@@ -38,9 +38,10 @@ from app.api.openapi import example_series
 from app.api.prepare import Bounds, prepare_forecast
 from app.api.schema import PredictRequest, Provenance
 from app.api.state import Served
-from app.engine import Engine, EngineHealth, Ticket
+from app.engine import Engine, EngineHealth
 from app.logs import dict_config
 from app.main import create_app
+from app.permit import Ticket
 from app.settings import Settings
 from app.work import Forecast, Outcome
 

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from app.admission import Limits
-from app.engine import Engine, Ticket
+from app.engine import Engine
 from app.errors import Cancelled
 from app.model.weights import Checkpoint
+from app.permit import Ticket
 from app.scheduler import PRIORITIES, Priority
 from app.work import Embed, Float32, Forecast, Outcome, Sampling
 from tests import golden_cases

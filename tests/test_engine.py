@@ -15,8 +15,9 @@ import pytest
 
 from app import metrics
 from app.admission import Limits
-from app.engine import Engine, Permit, Ticket
+from app.engine import Engine
 from app.errors import Cancelled, DeadlinePassed, Draining, EngineFailed, NotReady, Overloaded
+from app.permit import Permit, Ticket
 from app.scheduler import PRIORITIES, Priority
 from app.work import Embed, Float32, Forecast, Outcome
 from tests.fakes import FakeRunner

@@ -25,9 +25,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from app.admission import Limits
-from app.engine import Engine, Permit, Ticket
+from app.engine import Engine
 from app.model import frames, weights
 from app.model.runner import build_runner
+from app.permit import Permit, Ticket
 from app.work import Forecast
 from training import baselines, card, scoring, synthetic, windows
 from training.train import DESTINATION, RECIPES

@@ -27,8 +27,8 @@ from app.api.incoming import GONE, MEDIA_TYPE, check_headers, read_body, wait_un
 from app.api.prepare import Bounds, PreparedEmbedding, PreparedForecast, prepare_embedding, prepare_forecast
 from app.api.schema import EmbedRequest, ForecastItem, PredictRequest, Priority, Provenance, Series
 from app.api.state import Served, Worker
-from app.engine import Permit, Ticket
 from app.errors import Cancelled, DeadlinePassed, EngineFailed, InvalidInput, KronosError, WorkTooLarge
+from app.permit import Permit, Ticket
 from app.work import Outcome
 
 Endpoint = Literal["single", "batch", "embeddings"]
