@@ -115,6 +115,15 @@ class Live:
         lines = (self.run / "logs" / "nginx-access.log").read_text().splitlines()
         return [json.loads(line) for line in lines]
 
+    def logged(self, request_id: str, count: int = 1) -> list[dict[str, Any]]:
+        """The access log's lines of a request id: nginx writes them once the client has its answer."""
+
+        def lines() -> list[dict[str, Any]]:
+            return [line for line in self.access_log() if line["request_id"] == request_id]
+
+        wait_until(lambda: len(lines()) >= count, 5)
+        return lines()
+
     def running(self, fleet: Fleet) -> list[int]:
         """The pids of everything in the sessions of ``fleet``."""
         machine = Machine()
