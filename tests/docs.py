@@ -86,9 +86,17 @@ def cost_table() -> str:
     return "\n".join(rows)
 
 
+def http_table() -> str:
+    """What benchmarks/http.py stored."""
+    rows = ["| stage | p50, µs |", "|---|---|"]
+    for path in sorted((ROOT / "reports").glob("*-http/*.json")):
+        rows += [f"| {stage} | {value:.0f} |" for stage, value in json.loads(path.read_text())["microseconds"].items()]
+    return "\n".join(rows)
+
+
 GENERATED: dict[str, Callable[[], str]] = {
     "settings": table, "metrics": metrics_table, "engine": engine_table, "bfloat16": bfloat16_table,
-    "users": users_table, "cost": cost_table,
+    "users": users_table, "cost": cost_table, "http": http_table,
 }  # fmt: skip
 DOCUMENTS = ("README.md", "NOTES.md")
 
