@@ -57,7 +57,7 @@ class Settings(BaseModel):
     device: Literal["auto", "cpu", "cuda"] = setting("auto", "KRONOS_DEVICE", "model.device", "",
         "Where the model runs; auto takes CUDA when there is one.")  # fmt: skip
     dtype: Literal["float32", "bfloat16"] = setting("float32", "KRONOS_DTYPE", "model.dtype", "",
-        "Arithmetic of the model; float32 is exact to the reference.")  # fmt: skip
+        "Storage of the model's matrices and cache; float32 is exact to the reference.")  # fmt: skip
     threads: int = setting(1, "KRONOS_THREADS", "model.threads", "threads",
         "Threads of torch and BLAS; the CPU kernel uses one. Keep threads × workers ≤ cores.", ge=1, le=1024)  # fmt: skip
     slots: int = setting(8, "KRONOS_SLOTS", "model.slots", "sample paths",
