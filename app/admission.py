@@ -47,10 +47,9 @@ class Admission:
     def enter(self, priority: Priority) -> None:
         """Count a request in. Raises Overloaded when the queue of its class is full already."""
         with self._lock:
-            share = self.limits.bulk_share if priority == "bulk" else 1.0
-            if self._ahead(self._requests, priority) >= share * self.limits.max_requests:
+            if self._ahead(self._requests, priority) >= self._share(priority) * self.limits.max_requests:
                 raise self._refusal("requests", priority)
-            if self._ahead(self._work, priority) >= share * self.limits.max_work:
+            if self._ahead(self._work, priority) >= self._share(priority) * self.limits.max_work:
                 raise self._refusal("work", priority)
             self._requests[priority] += 1
 
@@ -64,8 +63,7 @@ class Admission:
         at the measured rate, take longer than `patience_s` seconds."""
         with self._lock:
             ahead = self._ahead(self._work, priority)
-            share = self.limits.bulk_share if priority == "bulk" else 1.0
-            if ahead and ahead + work > share * self.limits.max_work:
+            if ahead and ahead + work > self._share(priority) * self.limits.max_work:
                 raise self._refusal("work", priority)
             if self._wait_s(ahead) > max(patience_s, 0.0):
                 raise self._refusal("deadline", priority)
@@ -88,6 +86,9 @@ class Admission:
         """Units of work waiting or running, all classes."""
         with self._lock:
             return sum(self._work.values())
+
+    def _share(self, priority: Priority) -> float:
+        return self.limits.bulk_share if priority == "bulk" else 1.0
 
     def _ahead(self, counts: dict[Priority, int], priority: Priority) -> int:
         """What a newcomer stands behind: interactive behind its own class only, bulk behind everything."""
