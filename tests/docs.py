@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
@@ -26,6 +27,33 @@ def metrics_table() -> str:
             labels = ",".join(metric._labelnames)  # not public, and not to be had otherwise before the first sample
             rows.append(f"| `{name}{'{' + labels + '}' if labels else ''}` | {described.type} | {described.documentation} |")
     return "\n".join(rows)
+
+
+@dataclass(frozen=True)
+class Dial:
+    """One line of .env.example, and the sentences above it."""
+
+    name: str
+    default: str
+    what: str
+
+
+def dials() -> list[Dial]:
+    """The dials of docker-compose.yml, in the order of .env.example."""
+    found, sentences = [], []
+    for line in (ROOT / ".env.example").read_text().splitlines():
+        if dial := re.fullmatch(r"#([A-Z_]+)=(.*)", line):
+            found.append(Dial(dial[1], dial[2], " ".join(sentences)))
+            sentences = []
+        else:
+            sentences = [*sentences, line.removeprefix("# ")] if line else []
+    return found
+
+
+def dials_table() -> str:
+    """Every dial of the containers as Markdown."""
+    rows = ["| dial | default | what |", "|---|---|---|"]
+    return "\n".join([*rows, *(f"| `{dial.name}` | {dial.default} | {dial.what} |" for dial in dials())])
 
 
 def engine_table() -> str:
@@ -95,7 +123,7 @@ def http_table() -> str:
 
 
 GENERATED: dict[str, Callable[[], str]] = {
-    "settings": table, "metrics": metrics_table, "engine": engine_table, "bfloat16": bfloat16_table,
+    "settings": table, "dials": dials_table, "metrics": metrics_table, "engine": engine_table, "bfloat16": bfloat16_table,
     "users": users_table, "cost": cost_table, "http": http_table,
 }  # fmt: skip
 DOCUMENTS = ("README.md", "NOTES.md")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -14,6 +15,7 @@ import torch
 from hypothesis import Phase, event, given, settings
 from hypothesis import strategies as st
 
+from app import memory
 from app.engine import Engine
 from app.model import frames, sampling
 from app.model import runner as runner_module
@@ -492,5 +494,35 @@ def test_without_excuse_the_kernel_runs() -> None:
 def test_cuda_is_not_promised_without_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Asked for CUDA where there is no driver: an error that names the setting, no silent CPU."""
     monkeypatch.setattr(runner_module, "NVIDIA_DRIVER", tmp_path / "none")
-    with pytest.raises(RuntimeError, match="KRONOS_DEVICE=cuda"):
+    with pytest.raises(runner_module.RunnerUnavailable, match="KRONOS_DEVICE=cuda"):
         build_runner(golden_cases.checkpoint(), num_slots=2, device="cuda")
+
+
+def test_a_cache_that_does_not_fit_is_refused_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not under load, hours later: the sentence names both sizes and what to change."""
+    monkeypatch.setattr(memory, "room_bytes", lambda: 10**5)
+    with pytest.raises(runner_module.RunnerUnavailable, match=r"2 slots can grow to \d+ MB and 0 MB are left.*KRONOS_SLOTS"):
+        build_runner(golden_cases.checkpoint(), num_slots=2, device="cpu")
+
+
+@pytest.mark.parametrize("limit, room", [("max\n", 7_000_000), ("9223372036854771712", 7_000_000), ("5000000", 1_000_000)])
+def test_room_is_the_smaller_of_limit_and_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, limit: str, room: int) -> None:
+    """What the container may still take, unless the machine has less; "max" and version 1's huge number are no limit."""
+    for name, text in {"limit": limit, "meminfo": "MemTotal: 9 kB\nMemAvailable: 6836 kB\n"}.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(memory, "LIMITS", (tmp_path / "none", tmp_path / "limit"))
+    monkeypatch.setattr(memory, "MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(memory, "_resident", lambda: 4_000_000)
+    assert memory.room_bytes() == pytest.approx(room, rel=0.01)
+
+
+def test_without_torch_the_error_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """An image without torch on a processor without a kernel: what is missing, and where it comes from."""
+
+    def no_kernel(*_: object, **__: object) -> None:
+        raise build.KernelUnavailable("no AVX2")
+
+    monkeypatch.setattr(runner_module, "NativeRunner", no_kernel)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(runner_module.RunnerUnavailable, match="TORCH_INDEX"):
+        build_runner(golden_cases.checkpoint(), num_slots=2, device="cpu")

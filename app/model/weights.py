@@ -43,6 +43,9 @@ LISTED_NAMES = 4  # tensors named in an error
 _HUB_ID = re.compile(r"(?P<owner>[\w-][\w.-]*)/(?P<name>[\w-][\w.-]*)(@(?P<revision>[\w./-]+))?")
 
 
+NO_TORCH = "that needs torch, which is not installed here (an image has it unless it was built with TORCH_INDEX=none)"
+
+
 class CheckpointError(ValueError):
     """A checkpoint that cannot be used; the message says what is wrong and what to do."""
 
@@ -175,8 +178,11 @@ def _read_file(path: Path) -> dict[str, NDArray[Any]]:
     try:
         return load_file(path)
     except TypeError:  # numpy has no bfloat16: torch widens it
-        import torch
-        from safetensors.torch import load_file as load_with_torch
+        try:
+            import torch
+            from safetensors.torch import load_file as load_with_torch
+        except ModuleNotFoundError as error:
+            raise CheckpointError(f"{path} is stored in bfloat16: {NO_TORCH}") from error
 
         stored = load_with_torch(path)
         return {name: (t.float() if t.dtype == torch.bfloat16 else t).numpy() for name, t in stored.items()}

@@ -168,6 +168,11 @@ class Kernel:
         self._caches += [keys, values]
         return keys, values
 
+    @property
+    def cache_bytes(self) -> int:
+        """What all caches take once every page has been used."""
+        return sum(store.nbytes for store in self._caches)
+
     def call(self, name: str, *arguments: Any) -> None:
         """Call a function of the library (the interpreter lock is free meanwhile)."""
         self._library[name](*arguments)

@@ -43,6 +43,7 @@ class NativeRunner:
         self._candles = _CandleCodec(tokenizer_kernel, checkpoint)
         self._build_model(checkpoint)
         self._rows: WeakKeyDictionary[Row, CPathRow] = WeakKeyDictionary()
+        self.cache_bytes = self.kernel.cache_bytes + tokenizer_kernel.cache_bytes
 
     def encode(self, history: Float32) -> Int32:
         return self._candles.encode(history)
