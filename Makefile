@@ -5,7 +5,7 @@ RUN := $(ENV)/bin/python
 SETUP := $(ENV)/lock-$(shell sha256sum requirements-dev.lock | cut -c1-16)
 QUICK := not slow and not stack and not load
 
-.PHONY: up down status setup test test-slow check bench lock clean
+.PHONY: up down status setup test test-slow test-stack check bench lock clean
 
 up: setup ## five workers behind Nginx on port 8080, and a forecast to see them work
 	$(RUN) -m fleet up $(ARGS)
@@ -21,6 +21,9 @@ test: setup ## the quick suite
 
 test-slow: setup ## faults and load against real processes
 	$(RUN) -m pytest -m slow $(ARGS)
+
+test-stack: setup ## real containers: needs Docker with Compose
+	$(RUN) -m pytest -m stack $(ARGS)
 
 check: setup ## lint and types
 	$(RUN) -m ruff check .

@@ -26,7 +26,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         pytest.skip(reason)
     port = free_ports()
     found = Stack(f"kt-{port}", port, tmp_path_factory.mktemp("stack"))
-    found.compose("build", "worker")
+    found.compose("build")
     try:
         yield found
     finally:
