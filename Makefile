@@ -5,7 +5,7 @@ RUN := $(ENV)/bin/python
 SETUP := $(ENV)/lock-$(shell sha256sum requirements-dev.lock | cut -c1-16)
 QUICK := not slow and not stack and not load
 
-.PHONY: up down status setup test test-slow test-stack check bench lock clean
+.PHONY: up down status load setup test test-slow test-load test-stack check bench lock clean
 
 up: setup ## five workers behind Nginx on port 8080, and a forecast to see them work
 	$(RUN) -m fleet up $(ARGS)
@@ -16,11 +16,17 @@ down: setup ## stop all of it
 status: setup ## what runs, and how busy it is
 	$(RUN) -m fleet status
 
+load: setup ## 50 users for five minutes with k6; ARGS="open -e RATE=20" for another load
+	$(RUN) -m fleet.load $(ARGS)
+
 test: setup ## the quick suite
 	$(RUN) -m pytest -m "$(QUICK)" $(ARGS)
 
 test-slow: setup ## faults and load against real processes
 	$(RUN) -m pytest -m slow $(ARGS)
+
+test-load: setup ## k6 and Locust for seconds each, against a server that lies and against real workers
+	$(RUN) -m pytest -m load $(ARGS)
 
 test-stack: setup ## real containers: needs Docker with Compose
 	$(RUN) -m pytest -m stack $(ARGS)

@@ -13,6 +13,7 @@ from prometheus_client.metrics import MetricWrapperBase
 
 from app import metrics
 from app.settings import table
+from fleet import load
 
 ROOT = Path(__file__).parents[1]
 
@@ -123,7 +124,7 @@ def http_table() -> str:
 
 
 GENERATED: dict[str, Callable[[], str]] = {
-    "settings": table, "dials": dials_table, "metrics": metrics_table, "engine": engine_table, "bfloat16": bfloat16_table,
+    "settings": table, "dials": dials_table, "load": load.dials_table, "metrics": metrics_table, "engine": engine_table, "bfloat16": bfloat16_table,
     "users": users_table, "cost": cost_table, "http": http_table,
 }  # fmt: skip
 DOCUMENTS = ("README.md", "NOTES.md")

@@ -59,9 +59,9 @@ def test_tls_at_the_door(stack: Stack, certificate: Path) -> None:
 
 
 @pytest.fixture
-def second(project: Stack, tmp_path: Path) -> Iterator[Stack]:
+def second(stack: Stack, tmp_path: Path) -> Iterator[Stack]:
     """Another fleet, whose door other machines reach; here: the containers of the first."""
-    found = Stack(f"{project.project}-second", free_ports(), tmp_path)
+    found = Stack(f"{stack.project}-second", free_ports(), tmp_path)
     found.env = {
         "PUBLISH_ADDRESS": command("docker", "network", "inspect", "bridge", "-f", "{{(index .IPAM.Config 0).Gateway}}").strip()
     }
