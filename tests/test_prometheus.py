@@ -1,6 +1,6 @@
 """Prometheus's configuration and rules, and the program that turns nginx's log into metrics: right before they run.
 
-Whether the live Prometheus finds the workers and counts every request is the business of tests/stack/test_prometheus.py.
+Whether the live Prometheus finds the workers and counts every request is the business of tests/stack/test_prometheus_live.py.
 """
 
 from __future__ import annotations
