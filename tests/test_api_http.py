@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from collections.abc import Iterator
+from typing import cast
 
 import pytest
+from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from app.errors import PROBLEM_MEDIA_TYPE
+from app.api import state
+from app.api.state import Served, Worker
+from app.errors import PROBLEM_MEDIA_TYPE, KronosError, NotReady
 from app.logs import JsonFormatter
 from app.settings import Settings
 from tests.serving import application, client, request, worker_of
@@ -144,8 +149,9 @@ def test_the_log_line_has_sizes_and_times_and_no_content(caplog: pytest.LogCaptu
     assert "SECRET" not in text and str(document["candles"][0]["amount"]) not in text
 
 
-def test_a_worker_that_loads_is_live_and_not_ready() -> None:
-    """Before the model is there: live, 503 with Retry-After for everything that needs it."""
+def test_a_worker_that_loads_is_live_and_not_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the model is there: live, and after some patience 503 with Retry-After for everything that needs it."""
+    monkeypatch.setattr(state, "LOADING_PATIENCE_S", 0.05)
     app = application()
     http = TestClient(app, raise_server_exceptions=False)
     assert worker_of(app).served is None
@@ -154,3 +160,22 @@ def test_a_worker_that_loads_is_live_and_not_ready() -> None:
         assert answer.status_code == 503
         assert answer.json()["type"].endswith("not-ready")
         assert int(answer.headers["retry-after"]) >= 1
+
+
+def test_a_request_waits_for_a_worker_that_is_about_to_serve() -> None:
+    """A worker that loads does not refuse at once; but no more wait than may be admitted."""
+
+    async def meet(max_concurrency: int) -> list[Served | KronosError]:
+        worker = Worker(Settings(max_concurrency=max_concurrency))
+        waiting = [asyncio.ensure_future(worker.loaded()) for _ in range(3)]
+        await asyncio.sleep(0.05)
+        worker.served = served
+        found = await asyncio.gather(*waiting, return_exceptions=True)
+        assert worker.waiting == 0
+        return [each for each in found if isinstance(each, Served | KronosError)]
+
+    with client() as http:
+        served = worker_of(cast(FastAPI, http.app)).require()
+        assert asyncio.run(meet(3)) == [served] * 3
+        first, second, third = asyncio.run(meet(2))
+        assert first is served and second is served and isinstance(third, NotReady)

@@ -63,7 +63,7 @@ class Asked:
 async def handle(worker: Worker, request: Request, endpoint: Endpoint) -> Response:
     """Answer one request for forecasts or embeddings. Raises the KronosError that is the answer otherwise."""
     call, settings = call_of(request), worker.settings
-    served, bounds = worker.require(), worker.bounds()
+    served, bounds = await worker.loaded(), worker.bounds()
     with ExitStack() as permits:
         permit = permits.enter_context(served.engine.reserve(check_headers(request, settings.max_body)))
         with call.timings.stage("read"):

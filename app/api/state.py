@@ -5,12 +5,20 @@ Knows: whether the worker is loading, ready or leaving. Does not know: who build
 
 from __future__ import annotations
 
+import asyncio
+import time
 from dataclasses import dataclass, field
+from typing import Final
 
 from app.api.prepare import Bounds
 from app.engine import Engine
 from app.errors import Draining, NotReady
 from app.settings import Settings
+
+LOADING_PATIENCE_S: Final = 5.0
+"""How long a request waits for a worker that loads. Several workers that start at once would otherwise refuse faster
+than nginx can leave them out, and a request that meets one after the other runs out of tries."""
+LOOK_EVERY_S: Final = 0.02
 
 
 @dataclass(frozen=True)
@@ -33,12 +41,25 @@ class Worker:
     settings: Settings
     served: Served | None = None
     leaving: bool = field(default=False)
+    waiting: int = field(default=0)
 
     def require(self) -> Served:
         """What is served. Raises NotReady while it is loading."""
         if self.served is None:
             raise NotReady()
         return self.served
+
+    async def loaded(self) -> Served:
+        """What is served, soon: waits at most ``LOADING_PATIENCE_S``, as many as may be admitted. Raises NotReady."""
+        patience = time.monotonic() + LOADING_PATIENCE_S
+        if self.waiting < self.settings.max_concurrency:
+            self.waiting += 1
+            try:
+                while self.served is None and time.monotonic() < patience:
+                    await asyncio.sleep(LOOK_EVERY_S)
+            finally:
+                self.waiting -= 1
+        return self.require()
 
     def check_ready(self) -> None:
         """Raise NotReady or Draining unless new work is welcome."""
