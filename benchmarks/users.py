@@ -1,4 +1,5 @@
-"""Closed-loop users: each sends, waits for the answer, thinks, sends again, on one keep-alive connection.
+"""Closed-loop users: each sends, waits for the answer, thinks, sends again, on one keep-alive connection. Or an open loop:
+requests arrive at a constant rate, whatever became of those before.
 
 Knows: HTTP/1.1 as far as a client of the fleet needs it (about 0.1 ms of CPU a request, so that the generator is
 not the limit), and how an exchange can fail. Does not know: what a right answer is; a check is given with each
@@ -40,7 +41,10 @@ class Exchange:
 
 @dataclass(frozen=True)
 class Load:
-    """How many users, how long, how they think (s, uniform), how long they wait for an answer (s)."""
+    """How many users, how long, how they think (s, uniform), how long they wait for an answer (s).
+
+    With a ``rate`` (1/s) it is an open loop: nobody thinks, and ``users`` are the connections it begins with.
+    """
 
     host: str
     port: int
@@ -49,6 +53,7 @@ class Load:
     pause: tuple[float, float] = (0.5, 2.0)
     timeout: float = 60.0
     seed: int = 1
+    rate: float = 0.0
 
 
 @dataclass
@@ -83,9 +88,9 @@ class Connection:
         self._reader = self._writer = None
 
 
-async def exchange(connection: Connection, request: Request, timeout: float, zero: float) -> Exchange:
-    """Send one request and judge the answer."""
-    begun = time.perf_counter()
+async def exchange(connection: Connection, request: Request, timeout: float, zero: float, due: float | None = None) -> Exchange:
+    """Send one request and judge the answer. The time counts from when it was ``due``, by default now."""
+    begun = time.perf_counter() if due is None else due
     status, served_by = 0, ""
     try:
         status, headers, body = await asyncio.wait_for(connection.post(request.path, request.body), timeout)
@@ -105,6 +110,8 @@ async def run(load: Load, requests: Sequence[Request], stopped: Callable[[], boo
 
     Nobody begins another exchange after ``load.seconds``, or once ``stopped`` says so.
     """
+    if load.rate:
+        return await arrivals(load, requests, stopped)
     zero = time.perf_counter()
     done: list[Exchange] = []
 
@@ -118,4 +125,32 @@ async def run(load: Load, requests: Sequence[Request], stopped: Callable[[], boo
         connection.close()
 
     await asyncio.gather(*(user(number) for number in range(load.users)))
+    return done
+
+
+async def arrivals(load: Load, requests: Sequence[Request], stopped: Callable[[], bool]) -> list[Exchange]:
+    """The open loop: one exchange begins every 1/rate s, over another connection when all are busy. None is dropped, and
+    one that begins late counts from when it was due, so a server that stalls cannot hide it.
+    """
+    own = random.Random(load.seed)
+    idle = [Connection(load.host, load.port) for _ in range(load.users)]
+    zero = time.perf_counter()
+    done: list[Exchange] = []
+    under_way: set[asyncio.Task[None]] = set()
+
+    async def one(due: float) -> None:
+        connection = idle.pop() if idle else Connection(load.host, load.port)
+        done.append(await exchange(connection, own.choice(requests), load.timeout, zero, due))
+        idle.append(connection)
+
+    due = zero
+    while due - zero < load.seconds and not stopped():
+        await asyncio.sleep(due - time.perf_counter())
+        task = asyncio.create_task(one(due))
+        under_way.add(task)
+        task.add_done_callback(under_way.discard)
+        due += 1 / load.rate
+    await asyncio.gather(*under_way)
+    for connection in idle:
+        connection.close()
     return done

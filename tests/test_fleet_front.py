@@ -70,7 +70,7 @@ def test_status_shows_what_each_worker_does(fleet: Live) -> None:
 def test_logs_are_shown_by_name_and_by_number(fleet: Live) -> None:
     """The last lines, each with the name of who wrote it; an unknown name is a clear error."""
     code, said = fleet.cli("logs", "2", "-n", "3")
-    assert code == 0 and [line.split(" | ")[0] for line in said.splitlines()] == ["worker-2"] * 3
+    assert code == 0 and [line.split(" | ")[0].rstrip() for line in said.splitlines()] == ["worker-2"] * 3
     assert fleet.cli("logs", "worker-2", "-n", "3") == (code, said)
     assert fleet.cli("logs", "9")[0] == 3
 

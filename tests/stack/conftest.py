@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.fleet.live import free_ports
-from tests.stack.stack import Stack, missing_engine
+from tests.fleet.live import free_ports, live
+from tests.stack.proof import Figures, Known, ask_local
+from tests.stack.stack import ROOT, Stack, missing_engine
 
 WORKERS = 3
 
@@ -38,3 +39,30 @@ def stack(project: Stack) -> Stack:
     """Three healthy workers behind nginx, whatever the test before did to them."""
     project.up(WORKERS)
     return project
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Known]:
+    """Forecasts as a local worker makes them: some short, some that take ten times as long."""
+    with live(tmp_path_factory.mktemp("local") / "run", app=()) as local:
+        code, said = local.up(1)
+        assert code == 0, said
+        return {"short": ask_local(local, lookback=64, horizon=4, different=24), "long": ask_local(local, 256, 60, 12)}
+
+
+@pytest.fixture
+def known(shapes: dict[str, Known]) -> Known:
+    """64 candles → 4: a few milliseconds of work."""
+    return shapes["short"]
+
+
+@pytest.fixture
+def long(shapes: dict[str, Known]) -> Known:
+    """256 candles → 60: long enough to be killed over."""
+    return shapes["long"]
+
+
+@pytest.fixture
+def figures(request: pytest.FixtureRequest) -> Figures:
+    """Where a test leaves what it measured: on the screen and in reports/scratch/stack."""
+    return Figures(request.node.name, ROOT / "reports" / "scratch" / "stack", {})

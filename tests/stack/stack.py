@@ -99,13 +99,18 @@ class Stack:
         return self.folder / "docker-compose.yml"
 
     @property
+    def files(self) -> tuple[Path, Path]:
+        """What Compose reads, the later over the earlier."""
+        return self.file, self.folder / "no-grafana.yml"
+
+    @property
     def environment(self) -> dict[str, str]:
         """The dials: of .env, given by the environment, which comes first."""
         return {"TORCH_INDEX": "none", **self.env, "PUBLISH_PORT": str(self.port)}
 
     def compose(self, *arguments: str) -> str:
         """``docker compose …`` of this project."""
-        files = ("-f", str(self.file), "-f", str(self.folder / "no-grafana.yml"))
+        files = [part for file in self.files for part in ("-f", str(file))]
         return command(
             "docker", "compose", "--project-directory", str(ROOT), *files, "-p", self.project, *arguments, env=self.environment
         )
