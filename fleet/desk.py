@@ -1,84 +1,41 @@
 """What every verb has at hand: the machine, the folders, the screen, the environment.
 
-Knows: how to remember the fleet and how to stop processes gently. Does not know: verbs.
+Knows: how to speak to the operator, and when Ctrl-C has to wait. Does not know: verbs, processes, containers.
 """
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
+from rich import progress
 from rich.console import Console
 
-from fleet.errors import StillRunning
 from fleet.host import Host
-from fleet.state import Fleet, Folders, Process
-
-KILL_TIMEOUT_S = 5.0
+from fleet.state import Folders
 
 
 @dataclass
 class Desk:
-    """``nginx_user`` is "name group" of nginx's own processes when root starts it, else None.
-
-    ``fleet`` is what was remembered last: what a failed verb has to clean up.
-    """
+    """``env`` is the operator's environment: what is started gets its settings from it."""
 
     host: Host
     folders: Folders
     console: Console
     env: Mapping[str, str]
-    nginx_user: str | None = None
-    fleet: Fleet | None = None
 
     def say(self, text: str, style: str = "") -> None:
         """One line for the operator, as it is: brackets in a log line are no markup."""
         self.console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
-    def remember(self, fleet: Fleet) -> Fleet:
-        """Write the fleet down before anything else can go wrong."""
-        self.fleet = fleet
-        self.host.write(self.folders.state, fleet.to_json())
-        return fleet
-
-    def start(self, argv: Sequence[str], env: Mapping[str, str], log: Path, known: Callable[[Process], Fleet]) -> Fleet:
-        """Start a process and remember the fleet that knows it, before even Ctrl-C can come between."""
-        with deferred_signals():
-            return self.remember(known(self.host.spawn(argv, env, log)))
-
-    def forget(self) -> None:
-        """Nothing of the fleet runs any more."""
-        self.fleet = None
-        self.host.remove(self.folders.state)
-
-    def stop(self, processes: Mapping[str, Process], number: signal.Signals, grace_s: float) -> None:
-        """Ask all to end, wait ``grace_s`` seconds for them and their children, then kill what is left, by pid.
-
-        Where a leader has died before, its orphans are asked themselves. Raises StillRunning.
-        """
-        if not processes:
-            return
-        for process in processes.values():
-            for member in [process] if self.host.alive(process) else self.host.family(process):
-                self.host.signal(member, number)
-        names = ", ".join(processes)
-        if self.host.wait(f"{names} ended", lambda: not self._left(processes), grace_s):
-            return
-        left = self._left(processes)
-        self.say(f"Not ended after {grace_s:g} s, killing: {', '.join(left)}", "yellow")
-        for members in left.values():
-            for member in members:
-                self.host.signal(member, signal.SIGKILL)
-        if not self.host.wait(f"{names} killed", lambda: not self._left(processes), KILL_TIMEOUT_S):
-            pids = [str(member.pid) for members in self._left(processes).values() for member in members]
-            raise StillRunning(f"still running: pid {', '.join(pids)}", f"kill -9 {' '.join(pids)}")
-
-    def _left(self, processes: Mapping[str, Process]) -> dict[str, list[Process]]:
-        families = {name: self.host.family(process) for name, process in processes.items()}
-        return {name: members for name, members in families.items() if members}
+    def bar(self) -> progress.Progress:
+        """A bar that counts ready workers and seconds, gone when it is done."""
+        columns = (progress.SpinnerColumn(), progress.TextColumn("{task.description}", markup=False), progress.BarColumn())
+        counts = (progress.MofNCompleteColumn(), progress.TimeElapsedColumn())
+        silent = not self.console.is_terminal
+        return progress.Progress(*columns, *counts, console=self.console, transient=True, disable=silent)
 
 
 ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

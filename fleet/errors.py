@@ -5,7 +5,7 @@ Knows: sentences and exit codes. Does not know: how they are printed, what the m
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Self
 
 
 class FleetError(Exception):
@@ -83,6 +83,42 @@ class StillRunning(FleetError):
     """Processes of the fleet did not end."""
 
     code = 13
+
+
+class RollHalted(FleetError):
+    """A successor did not serve; the old workers do. ``because`` writes the sentences for both runtimes."""
+
+    code = 14
+
+    @classmethod
+    def because(cls, reason: str, done: int, of: int, roll: str, look: str) -> Self:
+        """``done`` of ``of`` workers are new already; ``roll`` and ``look`` are commands."""
+        new = f"{done} of {of} {'is' if done == 1 else 'are'} new already, " if done else "nothing has changed, "
+        return cls(f"{reason}\nThe roll has halted: {new}the others serve on as before", f"{look}; correct it, then: {roll}")
+
+
+class NoEngine(FleetError):
+    """There is no container engine, it does not answer, or its Compose is missing or too old."""
+
+    code = 15
+
+
+class EngineFailed(FleetError):
+    """The container engine refuses to do something."""
+
+    code = 16
+
+
+class BuildFailed(FleetError):
+    """The image could not be built; nothing was changed."""
+
+    code = 17
+
+
+class NoMemory(FleetError):
+    """The workers' limits together are more than the machine has."""
+
+    code = 18
 
 
 INTERRUPTED = 130

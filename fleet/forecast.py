@@ -20,7 +20,7 @@ from fleet.candles import Question, forecast_table, frame, read, request_documen
 from fleet.desk import Desk
 from fleet.errors import BadSetting, RequestFailed
 from fleet.host import Answer, request
-from fleet.state import Fleet
+from fleet.runtime import Front
 
 EXAMPLE = "examples/candles-5m.csv"
 EXAMPLE_QUESTION = Question(horizon=24, samples=8, seed=7, quantiles=(0.1, 0.9), series_id="example")
@@ -31,10 +31,10 @@ CLIENT_MARGIN_S = 10.0
 """The client waits longer than nginx, nginx longer than the worker: the innermost answer is the most precise."""
 
 
-def show_example(desk: Desk, fleet: Fleet) -> None:
+def show_example(desk: Desk, front: Front) -> None:
     """One real forecast of the bundled candles, through nginx."""
     history = read(desk.folders.root / EXAMPLE)
-    answer = ask(fleet.plan.url, history, EXAMPLE_QUESTION, fleet.plan.inference_timeout_s)
+    answer = ask(front.url, history, EXAMPLE_QUESTION, front.patience_s)
     document = json.loads(answer.body)
     question = EXAMPLE_QUESTION
     desk.say(f"\n{EXAMPLE}: {question.horizon} candles after these {len(history)}, {question.samples} sample paths")
@@ -44,7 +44,7 @@ def show_example(desk: Desk, fleet: Fleet) -> None:
 
 def predict(desk: Desk, options: argparse.Namespace, url: str, timeout_s: float) -> None:
     """Read, ask, show, draw, write: what the options say."""
-    source, out = Path(options.file), Path(options.out) if options.out else None
+    source, out = Path(options.table), Path(options.out) if options.out else None
     if out and out.suffix not in {".csv", ".json"}:
         raise BadSetting(f"--out {out} ends neither in .csv nor in .json", "python -m fleet predict … --out forecast.csv")
     history = read(source, options.lookback)

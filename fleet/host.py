@@ -13,8 +13,9 @@ import shlex
 import signal
 import socket
 import subprocess
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,9 @@ from fleet.state import Process
 HANDLED_SIGNALS = [signal.SIGPIPE, signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 LOG_TAIL_BYTES = 65536
 LOOK_EVERY_S = 0.1
-CALL_TIMEOUT_S = 60
+CALL_TIMEOUT_S = 60.0
+Env = Mapping[str, str] | None
+Heard = Callable[[str], None] | None
 
 
 class CommandFailed(Exception):
@@ -61,8 +64,18 @@ class Host(Protocol):
     def set_aside(self, path: Path) -> None:
         """Rename a log, so that the next one starts empty."""
 
-    def call(self, argv: Sequence[str]) -> str:
-        """Run to its end, return all it said. Raises CommandFailed."""
+    def move(self, source: Path, target: Path) -> None:
+        """Rename a log; who writes to it goes on."""
+
+    def call(self, argv: Sequence[str], env: Env = None, timeout_s: float = CALL_TIMEOUT_S, heard: Heard = None) -> str:
+        """Run a program that changes something to its end, return all it said; ``heard`` gets each line at once.
+
+        Raises CommandFailed, also when it takes longer than ``timeout_s`` seconds (it is killed then), OSError when
+        there is no such program.
+        """
+
+    def ask(self, argv: Sequence[str], env: Env = None, cwd: Path | None = None) -> str:
+        """Run a program that only looks, return its standard output. Raises as ``call`` does."""
 
     def spawn(self, argv: Sequence[str], env: Mapping[str, str], log: Path) -> Process:
         """Start in a session of its own, output to ``log``."""
@@ -70,8 +83,11 @@ class Host(Protocol):
     def signal(self, process: Process, number: signal.Signals) -> None:
         """Send to exactly this process; nothing happens when it has gone."""
 
-    def wait(self, until: str, check: Callable[[], bool], timeout_s: float) -> bool:
-        """Whether ``check`` came true in time; what it raises passes through."""
+    def wait(self, until: str, check: Callable[[], bool], timeout_s: float, every_s: float = LOOK_EVERY_S) -> bool:
+        """Whether ``check`` came true in time, looking every ``every_s`` seconds; what it raises passes through."""
+
+    def sleep(self, seconds: float, why: str) -> None:
+        """Let time pass."""
 
     def alive(self, process: Process) -> bool:
         """Running or stopped; a zombie is dead."""
@@ -87,6 +103,9 @@ class Host(Protocol):
 
     def read_log(self, path: Path) -> str:
         """The end of a log, empty when there is none."""
+
+    def lines(self, argv: Sequence[str], env: Env = None) -> Iterator[str]:
+        """What a program that only looks says, line by line, errors too; it is killed when nobody listens any more."""
 
 
 class Machine:
@@ -109,12 +128,40 @@ class Machine:
         if path.exists():
             path.replace(path.with_name(f"{path.name}.1"))
 
-    def call(self, argv: Sequence[str], env: Mapping[str, str] | None = None, cwd: Path | None = None) -> str:
-        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    def move(self, source: Path, target: Path) -> None:
+        source.replace(target)
+
+    def call(self, argv: Sequence[str], env: Env = None, timeout_s: float = CALL_TIMEOUT_S, heard: Heard = None) -> str:
+        pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        said: list[str] = []
+        # In a session of its own: Ctrl-C is handled here, and what the program has started is killed with it.
+        with subprocess.Popen(argv, env=env, text=True, errors="replace", start_new_session=True, **pipes) as child:
+            alarm = threading.Timer(timeout_s, _kill_session, [child.pid])
+            alarm.start()
+            try:
+                for line in child.stdout or ():
+                    said.append(line)
+                    if heard:
+                        heard(line.rstrip())
+            except BaseException:
+                _kill_session(child.pid)
+                raise
+            finally:
+                alarm.cancel()
+        if child.returncode:
+            late = f"killed, perhaps after {timeout_s:g} s" if child.returncode == -signal.SIGKILL else ""
+            raise CommandFailed(argv, "".join([*said, late]))
+        return "".join(said)
+
+    def ask(self, argv: Sequence[str], env: Env = None, cwd: Path | None = None) -> str:
+        pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True, "errors": "replace"}
         try:
-            return str(subprocess.run(argv, env=env, cwd=cwd, timeout=CALL_TIMEOUT_S, check=True, **pipes).stdout)
+            done = subprocess.run(argv, env=env, cwd=cwd, timeout=CALL_TIMEOUT_S, check=True, **pipes)
         except subprocess.CalledProcessError as error:
-            raise CommandFailed(argv, error.stdout) from error
+            raise CommandFailed(argv, error.stdout + error.stderr) from error
+        except subprocess.TimeoutExpired as error:
+            raise CommandFailed(argv, f"no answer in {CALL_TIMEOUT_S} s") from error
+        return str(done.stdout)
 
     def spawn(self, argv: Sequence[str], env: Mapping[str, str], log: Path) -> Process:
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -133,8 +180,11 @@ class Machine:
             with suppress(ProcessLookupError):  # it may go between the look and the signal
                 os.kill(process.pid, number)
 
-    def wait(self, until: str, check: Callable[[], bool], timeout_s: float) -> bool:
-        return wait(check, timeout_s, time.monotonic, time.sleep)
+    def wait(self, until: str, check: Callable[[], bool], timeout_s: float, every_s: float = LOOK_EVERY_S) -> bool:
+        return wait(check, timeout_s, time.monotonic, time.sleep, every_s)
+
+    def sleep(self, seconds: float, why: str) -> None:
+        time.sleep(seconds)
 
     def alive(self, process: Process) -> bool:
         seen = proc.stat(process.pid)
@@ -175,14 +225,34 @@ class Machine:
         except FileNotFoundError:
             return ""
 
+    def lines(self, argv: Sequence[str], env: Env = None) -> Iterator[str]:
+        pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        with subprocess.Popen(argv, env=env, text=True, errors="replace", start_new_session=True, **pipes) as child:
+            try:
+                for line in child.stdout or ():
+                    yield line.rstrip("\n")
+            finally:
+                _kill_session(child.pid)
 
-def wait(check: Callable[[], bool], timeout_s: float, now: Callable[[], float], sleep: Callable[[float], None]) -> bool:
-    """Look every 0.1 s until ``check`` is true; False after ``timeout_s``. Looks at least once."""
+
+def _kill_session(leader: int) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(leader, signal.SIGKILL)
+
+
+def wait(
+    check: Callable[[], bool],
+    timeout_s: float,
+    now: Callable[[], float],
+    sleep: Callable[[float], None],
+    every_s: float = LOOK_EVERY_S,
+) -> bool:
+    """Look every ``every_s`` seconds until ``check`` is true; False after ``timeout_s``. Looks at least once."""
     end = now() + timeout_s
     while not check():
         if now() >= end:
             return False
-        sleep(LOOK_EVERY_S)
+        sleep(every_s)
     return True
 
 

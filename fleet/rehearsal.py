@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import shlex
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fleet.host import Answer, Host, Machine
+from fleet.host import CALL_TIMEOUT_S, LOOK_EVERY_S, Answer, Env, Heard, Host, Machine
 from fleet.state import Process
 
 
@@ -37,9 +37,15 @@ class Rehearsal:
     def set_aside(self, path: Path) -> None:
         pass  # says nothing about the fleet
 
-    def call(self, argv: Sequence[str]) -> str:
+    def move(self, source: Path, target: Path) -> None:
+        pass  # a log: neither does this
+
+    def call(self, argv: Sequence[str], env: Env = None, timeout_s: float = CALL_TIMEOUT_S, heard: Heard = None) -> str:
         self.say(f"run {shlex.join(argv)}")
         return ""
+
+    def ask(self, argv: Sequence[str], env: Env = None, cwd: Path | None = None) -> str:
+        return self.machine.ask(argv, env, cwd)
 
     def spawn(self, argv: Sequence[str], env: Mapping[str, str], log: Path) -> Process:
         own = [f"{key}={shlex.quote(value)}" for key, value in env.items() if self.env.get(key) != value]
@@ -50,9 +56,12 @@ class Rehearsal:
     def signal(self, process: Process, number: signal.Signals) -> None:
         self.say(f"kill -{number.name.removeprefix('SIG')} {process.pid}")
 
-    def wait(self, until: str, check: Callable[[], bool], timeout_s: float) -> bool:
+    def wait(self, until: str, check: Callable[[], bool], timeout_s: float, every_s: float = LOOK_EVERY_S) -> bool:
         self.say(f"wait until {until} (at most {timeout_s:g} s)")
         return True
+
+    def sleep(self, seconds: float, why: str) -> None:
+        self.say(f"wait {seconds:g} s: {why}")
 
     def alive(self, process: Process) -> bool:
         return process.pid < 0 or self.machine.alive(process)
@@ -68,3 +77,6 @@ class Rehearsal:
 
     def read_log(self, path: Path) -> str:
         return self.machine.read_log(path)
+
+    def lines(self, argv: Sequence[str], env: Env = None) -> Iterator[str]:
+        return self.machine.lines(argv, env)

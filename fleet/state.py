@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from fleet.errors import BadSetting, Busy
 
@@ -59,20 +60,29 @@ class Process:
 
 @dataclass(frozen=True)
 class Worker:
-    """One supervised worker; its process is the supervisor and leads a session of its own."""
+    """One supervised worker; its process is the supervisor and leads a session of its own.
+
+    ``generation`` is that of the plan it was started from.
+    """
 
     number: int
     port: int
     process: Process
+    generation: int = 1
 
     @property
     def name(self) -> str:
         return f"worker-{self.number}"
 
+    @property
+    def full_name(self) -> str:
+        """Also while there are two of this number."""
+        return f"{self.name} (port {self.port})"
+
 
 @dataclass(frozen=True)
 class Plan:
-    """What the operator asked for; all workers of one fleet are started from the same plan."""
+    """What the operator asked for. Workers are started from it; a roll makes the next ``generation`` of it."""
 
     workers: int
     host: str
@@ -86,7 +96,8 @@ class Plan:
     inference_timeout_s: float
     startup_timeout_s: float
     settings: dict[str, str] = field(default_factory=dict)
-    """The settings in the environment at ``up``, given to each worker, also to those that ``scale`` adds."""
+    """The settings in the environment at ``up`` or ``roll``, given to each worker, also to those that ``scale`` adds."""
+    generation: int = 1
 
     @property
     def contact(self) -> str:
@@ -102,20 +113,31 @@ class Plan:
 class Fleet:
     """The plan and the processes started for it.
 
-    ``workers`` serve or will serve, ``leaving`` are to be drained and stopped, ``nginx`` is its master.
+    ``workers`` serve or will serve, ``leaving`` are to be drained and stopped, ``nginx`` is its master. ``coming`` is
+    the successor, not ready yet, of the worker with its number; a verb that finds one left by another stops it.
     """
 
     plan: Plan
     workers: tuple[Worker, ...] = ()
     leaving: tuple[Worker, ...] = ()
     nginx: Process | None = None
+    coming: Worker | None = None
 
     @property
     def processes(self) -> dict[str, Process]:
         """Every process that leads a session, by name; nginx first, since it stops first."""
         front = {"nginx": self.nginx} if self.nginx else {}
-        gone = {f"{worker.name} (leaving, port {worker.port})": worker.process for worker in self.leaving}
-        return {**front, **gone, **{worker.name: worker.process for worker in self.workers}}
+        moving = [*self.leaving, *([self.coming] if self.coming else [])]
+        return {
+            **front,
+            **{worker.full_name: worker.process for worker in moving},
+            **{worker.name: worker.process for worker in self.workers},
+        }
+
+    @property
+    def of_another_generation(self) -> list[str]:
+        """Names of the workers that were not started from this plan: a roll began and did not end."""
+        return [worker.name for worker in self.workers if worker.generation != self.plan.generation]
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=1) + "\n"
@@ -125,11 +147,13 @@ def from_json(text: str) -> Fleet:
     """The fleet that ``Fleet.to_json`` wrote. Raises KeyError, TypeError or ValueError for anything else."""
     data = json.loads(text)
     plan = Plan(**{**data["plan"], "nginx_version": tuple(data["plan"]["nginx_version"])})
-    workers, leaving = (
-        tuple(Worker(each["number"], each["port"], Process(**each["process"])) for each in data[key])
-        for key in ("workers", "leaving")
-    )
-    return Fleet(plan, workers, leaving, Process(**data["nginx"]) if data["nginx"] else None)
+    workers, leaving = (tuple(map(_worker, data[key])) for key in ("workers", "leaving"))
+    nginx = Process(**data["nginx"]) if data["nginx"] else None
+    return Fleet(plan, workers, leaving, nginx, _worker(data["coming"]) if data["coming"] else None)
+
+
+def _worker(data: dict[str, Any]) -> Worker:
+    return Worker(**{**data, "process": Process(**data["process"])})
 
 
 def load(folders: Folders) -> Fleet | None:

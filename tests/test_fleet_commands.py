@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from app.errors import ERROR_TABLE
-from fleet import commands, journal, metrics, plan
-from fleet.host import Machine
+from fleet import journal, metrics
+from fleet.local import commands, plan
+from fleet.settings import effective_settings
 from fleet.state import Fleet, Folders, Plan, Process, Worker, from_json
 from tests.fleet.live import ROOT, STUB, Live
 
@@ -99,18 +100,11 @@ def test_the_ladder_of_timeouts(inference_s: float) -> None:
 def test_the_local_and_the_container_list_say_the_same() -> None:
     """Two places, one meaning: same directives with the same values, but for where the workers are."""
     container = re.sub(r"#.*", "", (ROOT / "nginx" / "containers" / "upstream.conf").read_text())
+    container = container.replace("${PROXY_READ_TIMEOUT}", "34s").partition("geo ")[0]  # who may see Grafana
+    container = re.sub(r"include .*;", "", container)  # other hosts, the exporter's lines
     local = re.sub(r"#.*", "", commands.upstream_conf(PLAN, [8101]))
     container = re.sub(r"\n?resolver\w* .*;", "", container).replace("worker:8000 resolve", "127.0.0.1:8101")
     assert sorted(container.split()) == sorted(local.split())
-
-
-def test_the_container_configuration_is_accepted(tmp_path: Path) -> None:
-    """What containers mount is valid too, with the list of workers left to DNS."""
-    for source in (ROOT / "nginx" / "nginx.conf", *(ROOT / "nginx" / "containers").iterdir()):
-        (tmp_path / source.name).write_text(source.read_text())
-    binary, version = plan.find_nginx(plan.packaged_nginx())
-    assert version >= commands.KEEPALIVE_MIN_TIMEOUT_SINCE
-    Machine().call([binary, "-p", f"{tmp_path}/", "-c", "nginx.conf", "-e", "stderr", "-t", "-q"])
 
 
 TUNED = re.compile(
@@ -239,8 +233,7 @@ def test_following_sees_whole_lines_and_a_log_that_begins_anew(tmp_path: Path) -
 
 def test_the_defaults_agree_with_the_worker() -> None:
     """The fleet asks the worker's own code for its settings, without importing it."""
-    folders = Folders(ROOT, ROOT / ".run")
-    effective = plan.effective_settings({}, {"KRONOS_INFERENCE_TIMEOUT": "12"}, folders)
+    effective = effective_settings({}, {"KRONOS_INFERENCE_TIMEOUT": "12"}, ROOT)
     assert effective["inference_timeout"] == 12 and effective["model"].endswith("models/demo/model")
     assert json.dumps(effective)
 

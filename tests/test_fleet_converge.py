@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from fleet.converge import converge
-from fleet.desk import Desk
 from fleet.errors import NginxFailed, PortInUse, StillRunning, WorkerFailed
+from fleet.local.converge import converge
+from fleet.local.desk import LocalDesk
 from fleet.state import Fleet, Folders, Plan, from_json
 from tests.fleet.scripted import NEVER, Life, Scripted
 
@@ -24,11 +24,11 @@ PLAN = Plan(
 )  # fmt: skip
 
 
-def desk(machine: Scripted) -> Desk:
-    return Desk(machine, Folders(ROOT, Path("run")), Console(file=io.StringIO()), {})
+def desk(machine: Scripted) -> LocalDesk:
+    return LocalDesk(machine, Folders(ROOT, Path("run")), Console(file=io.StringIO()), {})
 
 
-def up(machine: Scripted, workers: int = 3) -> tuple[Desk, Fleet]:
+def up(machine: Scripted, workers: int = 3) -> tuple[LocalDesk, Fleet]:
     """A fleet that is up, with the journal of its start forgotten."""
     at = desk(machine)
     fleet = converge(at, Fleet(replace(PLAN, workers=workers)), workers)

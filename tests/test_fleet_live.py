@@ -134,6 +134,53 @@ def test_a_worker_that_cannot_start_halts_the_change(fleet: Live) -> None:
     assert traffic.failures == []
 
 
+def test_a_roll_under_load_loses_nothing(fleet: Live) -> None:
+    """Every worker is another process with the settings of now, under its old name, and no client notices."""
+    fleet.up(3)
+    before = fleet.fleet
+    with fleet.load(users=8) as traffic:
+        time.sleep(0.5)
+        code, said = fleet.cli("roll", env={"KRONOS_LOG_LEVEL": "warning"})
+        assert code == 0, said
+        time.sleep(0.5)
+    assert "KRONOS_LOG_LEVEL: (default) → warning" in said and "all 3 workers are new" in said
+    assert traffic.failures == [] and set(traffic.shares()) == {"worker-1", "worker-2", "worker-3"}
+    after = fleet.fleet
+    assert [worker.name for worker in after.workers] == [worker.name for worker in before.workers]
+    assert not {worker.process for worker in after.workers} & {worker.process for worker in before.workers}
+    assert after.plan.settings["KRONOS_LOG_LEVEL"] == "warning" and len(fleet.running(after)) == 2 * 3 + 3
+    assert [pid for worker in before.workers for pid in [worker.process.pid] if Machine().alive(worker.process)] == []
+
+
+def test_a_roll_of_bad_weights_halts_with_the_old_ones_serving(fleet: Live) -> None:
+    """The reason, what to look at and what to type; nobody is stopped, nobody notices, and a good roll follows."""
+    fleet.up(2)
+    before = fleet.fleet
+    with fleet.load(users=6) as traffic:
+        code, said = fleet.cli("roll", env={"STUB_FAIL": "the weights are torn"})
+        assert code == 14 and "the weights are torn" in said
+        assert "logs worker-1-next" in said and "python -m fleet roll" in said
+        assert "the weights are torn" in fleet.cli("logs", "worker-1-next")[1]
+        assert fleet.fleet == before and len(fleet.running(before)) == 7
+        assert fleet.cli("roll")[0] == 0
+    assert traffic.failures == []
+
+
+def test_a_roll_interrupted_in_the_middle_is_completed_by_the_next(fleet: Live) -> None:
+    """Ctrl-C after the first of three: a fleet of three serves, up says what is unfinished, another roll ends it."""
+    fleet.up(3)
+    with fleet.load(users=4) as traffic:
+        with fleet.start_cli("roll", env={"STUB_START_S": "1.5"}) as process:
+            wait_until(lambda: fleet.fleet.of_another_generation != [] and fleet.fleet.coming is not None, 30)
+            process.send_signal(signal.SIGINT)
+            said = process.communicate(timeout=30)[0]
+        assert process.returncode == 130, said
+        assert fleet.fleet.coming is None and len(fleet.fleet.of_another_generation) == 1
+        assert "complete it with python -m fleet roll" in fleet.cli("up")[1]
+        assert fleet.cli("roll")[0] == 0
+    assert traffic.failures == [] and fleet.fleet.of_another_generation == []
+
+
 def test_an_up_that_fails_leaves_nothing(fleet: Live) -> None:
     """The reason is shown, and everything that was started is stopped."""
     code, said = fleet.up(2, env={"STUB_FAIL": "no memory for the cache"})
@@ -198,6 +245,9 @@ def test_two_verbs_at_once_are_refused(fleet: Live) -> None:
         (["up", "--workers", "0"], {}, 3, ["--workers 0 is not between 1 and 64"]),
         (["up", "--model", "nowhere/at/all"], {}, 5, ["the model nowhere/at/all is neither a folder nor a hub id"]),
         (["up", "--model", "tests"], {}, 5, ["has no config.json and no model.safetensors"]),
+        (["roll"], {}, 7, ["no fleet is up", "Next: python -m fleet up"]),
+        (["up", "--without", "grafana"], {}, 3, ["--without is not an option of --runtime local"]),
+        (["status"], {"FLEET_RUNTIME": "swarm"}, 3, ["FLEET_RUNTIME=swarm is none of local, compose"]),
         (["up"], {"KRONOS_MODLE": "x"}, 3, ["KRONOS_MODLE: no such setting; did you mean KRONOS_MODEL?"]),
         (["up"], {"KRONOS_THREADS": "many"}, 3, ["KRONOS_THREADS"]),
         (["up", "--nginx", "/bin/false"], {"KRONOS_MODEL": "a/b", "KRONOS_TOKENIZER": "a/b"}, 9, ["/bin/false"]),

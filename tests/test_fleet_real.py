@@ -6,16 +6,18 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from benchmarks.fleet import Judge, ask_alone, bodies
 from benchmarks.users import Request
 from fleet.host import Machine
-from tests.fleet.live import Live, live, wait_until
+from tests.fleet.live import ROOT, Live, live, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -42,7 +44,7 @@ def test_status_of_an_idle_fleet(fleet: Live) -> None:
     rows = json.loads(fleet.cli("status", "--json")[1])["processes"]
     workers = [row for row in rows if row["name"] != "nginx"]
     assert [row["state"] for row in rows] == ["ready"] * 4
-    assert all(row["in_flight"] == row["queued"] == 0 and row["pss_mb"] > 10 for row in workers)
+    assert all(row["in_flight"] == row["queued"] == 0 and row["memory_mb"] > 10 for row in workers)
 
 
 def test_scaling_under_load_loses_nothing(fleet: Live, requests: list[Request]) -> None:
@@ -85,3 +87,26 @@ def test_a_worker_whose_supervisor_died_leaves_in_order(fleet: Live, requests: l
         code, said = fleet.cli("up")
         assert code == 0 and "Mended" in said
     assert traffic.failures == []
+
+
+def test_a_roll_loses_nothing(fleet: Live, requests: list[Request]) -> None:
+    """All workers replaced under load: every forecast arrives and is the right one."""
+    before = {worker.process for worker in fleet.fleet.workers}
+    with fleet.load(users=6, pause=(0.05, 0.3), requests=requests) as traffic:
+        code, said = fleet.cli("roll")
+        assert code == 0, said
+    assert traffic.failures == [] and len(traffic.exchanges) > 20
+    assert not before & {worker.process for worker in fleet.fleet.workers}
+
+
+def test_torn_weights_halt_the_roll(fleet: Live, requests: list[Request], tmp_path: Path) -> None:
+    """A checkpoint that was cut while it was copied: its reason is told, the old workers serve on."""
+    torn = tmp_path / "model"
+    shutil.copytree(ROOT / "models" / "demo" / "model", torn)
+    weights = torn / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    before = fleet.fleet
+    with fleet.load(users=6, pause=(0.05, 0.3), requests=requests) as traffic:
+        code, said = fleet.cli("roll", "--model", str(torn))
+    assert code == 14 and "safetensors" in said and "The roll has halted" in said, said
+    assert traffic.failures == [] and fleet.fleet == before

@@ -51,7 +51,7 @@ class Live:
 
     def environment(self, more: Mapping[str, str] | None) -> dict[str, str]:
         """This process's without settings of workers."""
-        inherited = {key: value for key, value in os.environ.items() if not key.startswith("KRONOS_")}
+        inherited = {key: value for key, value in os.environ.items() if not key.startswith(("KRONOS_", "FLEET_"))}
         return {**inherited, **(more or {})}
 
     def start_cli(self, *arguments: str, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
@@ -137,25 +137,19 @@ class Live:
         sleep: float = 0.0,
         requests: Sequence[Request] | None = None,
     ) -> Iterator[Traffic]:
-        """Closed-loop users in a thread for as long as the block lasts; each answer is compared."""
-        traffic = Traffic()
-        load = Load("127.0.0.1", self.port, users, seconds=600, pause=pause)
+        """``load`` on this fleet's port, by default with requests whose answers are known."""
         asked = requests or [stub_request(seed, sleep) for seed in range(16)]
-        thread = threading.Thread(target=lambda: traffic.exchanges.extend(asyncio.run(run(load, asked, traffic.ended.is_set))))
-        thread.start()
-        try:
+        with load(self.port, asked, users, pause) as traffic:
             yield traffic
-        finally:
-            traffic.ended.set()
-            thread.join()
 
 
 @dataclass
 class Traffic:
-    """The exchanges, known once the load has ended."""
+    """The exchanges, known once the load has ended. ``began`` is about the zero of their clock (perf_counter)."""
 
     exchanges: list[Exchange] = field(default_factory=list)
     ended: threading.Event = field(default_factory=threading.Event)
+    began: float = field(default_factory=time.perf_counter)
 
     @property
     def failures(self) -> list[Exchange]:
@@ -165,6 +159,25 @@ class Traffic:
         """Part of the answers by worker."""
         names = [exchange.served_by for exchange in self.exchanges if not exchange.failure]
         return {name: names.count(name) / len(names) for name in set(names)}
+
+
+@contextmanager
+def load(
+    port: int, requests: Sequence[Request], users: int, pause: tuple[float, float], rate: float = 0.0
+) -> Iterator[Traffic]:
+    """Closed-loop users in a thread for as long as the block lasts, or with a ``rate`` (1/s) an open loop; each answer is
+    compared."""
+    traffic = Traffic()
+    users_of_block = Load("127.0.0.1", port, users, seconds=600, pause=pause, rate=rate)
+    thread = threading.Thread(
+        target=lambda: traffic.exchanges.extend(asyncio.run(run(users_of_block, requests, traffic.ended.is_set)))
+    )
+    thread.start()
+    try:
+        yield traffic
+    finally:
+        traffic.ended.set()
+        thread.join()
 
 
 def document(seed: int, sleep: float = 0.0, candles: int = 20) -> dict[str, Any]:

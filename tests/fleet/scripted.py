@@ -7,11 +7,11 @@ real processes. ``journal`` keeps what was done, in order, in words.
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fleet.host import Answer, CommandFailed, wait
+from fleet.host import CALL_TIMEOUT_S, LOOK_EVERY_S, Answer, CommandFailed, Env, Heard, wait
 from fleet.state import Process
 
 NEVER = float("inf")
@@ -47,14 +47,18 @@ class Being:
 
 @dataclass
 class Scripted:
-    """``lives`` by worker name (``nginx`` too); a reload replaces nginx's child and ends the old one after
-    ``old_nginx_lingers`` seconds."""
+    """``lives`` by name of the log: worker-2, its successor worker-2-next, nginx.
+
+    A reload replaces nginx's child and ends the old one after ``old_nginx_lingers`` seconds. ``on_sleep`` is called
+    whenever somebody waits.
+    """
 
     lives: Mapping[str, Life] = field(default_factory=dict)
     old_nginx_lingers: float = 0.0
     refuses_config: str = ""
     taken_ports: frozenset[int] = frozenset()
     when: Mapping[str, Callable[[], None]] = field(default_factory=dict)
+    on_sleep: Callable[[], None] | None = None
     clock: float = 0.0
     journal: list[str] = field(default_factory=list)
     beings: dict[int, Being] = field(default_factory=dict)
@@ -81,13 +85,19 @@ class Scripted:
     def set_aside(self, path: Path) -> None:
         pass
 
-    def call(self, argv: Sequence[str]) -> str:
+    def move(self, source: Path, target: Path) -> None:
+        self.note(f"log {source.stem} becomes {target.stem}")
+
+    def call(self, argv: Sequence[str], env: Env = None, timeout_s: float = CALL_TIMEOUT_S, heard: Heard = None) -> str:
         if self.refuses_config:
             raise CommandFailed(argv, self.refuses_config)
         return ""
 
+    def ask(self, argv: Sequence[str], env: Env = None, cwd: Path | None = None) -> str:
+        raise CommandFailed(argv, "nothing is asked here")
+
     def spawn(self, argv: Sequence[str], env: Mapping[str, str], log: Path) -> Process:
-        name = env.get("KRONOS_WORKER_NAME", "nginx")
+        name = log.stem  # of a worker, of a successor (worker-2-next), or nginx
         port = int(env.get("KRONOS_BIND", ":0").rpartition(":")[2])
         process = Process(100 + len(self.beings), int(self.clock))
         life = self.lives.get(name, Life())
@@ -108,10 +118,12 @@ class Scripted:
         being.ends = NEVER if being.life.immortal else min(being.ends, self.clock + delay)
         self.note(f"{number.name.removeprefix('SIG')} {being.name}")
 
-    def wait(self, until: str, check: Callable[[], bool], timeout_s: float) -> bool:
-        return wait(check, timeout_s, lambda: self.clock, self.sleep)
+    def wait(self, until: str, check: Callable[[], bool], timeout_s: float, every_s: float = LOOK_EVERY_S) -> bool:
+        return wait(check, timeout_s, lambda: self.clock, self.sleep, every_s)
 
-    def sleep(self, seconds: float) -> None:
+    def sleep(self, seconds: float, why: str = "") -> None:
+        if self.on_sleep:
+            self.on_sleep()
         self.clock += seconds
 
     def alive(self, process: Process) -> bool:
@@ -146,3 +158,6 @@ class Scripted:
 
     def read_log(self, path: Path) -> str:
         return self.lives.get(path.stem, Life()).says
+
+    def lines(self, argv: Sequence[str], env: Env = None) -> Iterator[str]:
+        return iter(())

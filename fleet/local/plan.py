@@ -1,25 +1,23 @@
 """From options and environment to a ``Plan``, or to one clear sentence why not.
 
-Knows: which options there are, what can be checked before anything is started, and how to ask the worker's own
-code for its settings (in a process of its own: nothing of ``app`` is imported here). Does not know: verbs.
+Knows: which options there are, what can be checked before anything is started. Does not know: verbs.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
-import json
 import os
-import re
 import shutil
-import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fleet import commands
-from fleet.errors import BadSetting, MissingModel, NginxFailed
+from fleet.errors import BadSetting, NginxFailed
 from fleet.host import CommandFailed, Machine
+from fleet.local import commands
+from fleet.settings import MODEL, TOKENIZER, check_checkpoint, effective_settings, is_setting
 from fleet.state import Folders, Plan
 
 APP = "app.main:app"
@@ -29,24 +27,6 @@ MOST_WORKERS = 64
 HOST = "127.0.0.1"
 PORT = 8080
 FIRST_WORKER_PORT = 8101
-CLIENT_TIMEOUT_S = 60.0
-"""Patience with a server whose settings are not known here."""
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w.-]+)?")
-CHECKPOINT_FILES = ("config.json", "model.safetensors")
-
-READ_SETTINGS = """
-import sys
-from app import settings
-try:
-    print(settings.load().model_dump_json())
-except settings.SettingsError as error:
-    sys.exit(str(error))
-"""
-
-
-def settings_argv() -> list[str]:
-    """A program that prints the effective settings of a worker as JSON, or says what is wrong with them."""
-    return [sys.executable, "-c", READ_SETTINGS]
 
 
 def make(options: argparse.Namespace, env: Mapping[str, str], folders: Folders) -> Plan:
@@ -54,16 +34,9 @@ def make(options: argparse.Namespace, env: Mapping[str, str], folders: Folders) 
     workers = _within("--workers", options.workers, WORKERS, MOST_WORKERS)
     port = _within("--port", options.port, PORT, 65535)
     first_worker_port = _within("--worker-port", options.worker_port, FIRST_WORKER_PORT, 65535 - MOST_WORKERS)
-    settings = {key: value for key, value in env.items() if commands.is_setting(key)}
-    for key, source in (("KRONOS_MODEL", options.model), ("KRONOS_TOKENIZER", options.tokenizer)):
-        if source:
-            settings[key] = resolved(source)
-    settings.setdefault("KRONOS_THREADS", str(threads_per_worker(workers, cores())))
-    effective = effective_settings(env, settings, folders)
+    settings = settings_of(options, env, workers)
     app = options.app or APP
-    if app == APP:
-        for kind in ("model", "tokenizer"):
-            check_checkpoint(kind, str(effective[kind]), folders.root)
+    effective = checked_settings(settings, app, env, folders)
     nginx, version = find_nginx(options.nginx)
     return Plan(
         workers=workers,
@@ -81,6 +54,54 @@ def make(options: argparse.Namespace, env: Mapping[str, str], folders: Folders) 
     )
 
 
+def renew(old: Plan, options: argparse.Namespace, env: Mapping[str, str], folders: Folders) -> Plan:
+    """The plan of ``roll``: in the same place, with the settings and code of now. Raises BadSetting, MissingModel.
+
+    Model and tokenizer stay, also when they were given as options or in another shell, unless there are new ones.
+    """
+    settings = settings_of(options, env, old.workers)
+    for key in (MODEL, TOKENIZER):
+        if key in old.settings:
+            settings.setdefault(key, old.settings[key])
+    effective = checked_settings(settings, old.app, env, folders)
+    return replace(
+        old,
+        threads=int(effective["threads"]),
+        inference_timeout_s=float(effective["inference_timeout"]),
+        startup_timeout_s=float(effective["startup_timeout"]),
+        settings=settings,
+        generation=old.generation + 1,
+    )
+
+
+def differences(old: Plan, new: Plan) -> list[str]:
+    """What a roll changes in the settings, one sentence each."""
+    names = sorted({*old.settings, *new.settings})
+    default = "(default)"
+    pairs = {name: (old.settings.get(name, default), new.settings.get(name, default)) for name in names}
+    return [f"{name}: {was} → {becomes}" for name, (was, becomes) in pairs.items() if was != becomes]
+
+
+def settings_of(options: argparse.Namespace, env: Mapping[str, str], workers: int) -> dict[str, str]:
+    """The settings in the environment, with those given as options, and a fair number of threads."""
+    settings = {key: value for key, value in env.items() if is_setting(key)}
+    for key, source in ((MODEL, options.model), (TOKENIZER, options.tokenizer)):
+        if source:
+            settings[key] = str(resolved(source))
+    settings.setdefault("KRONOS_THREADS", str(threads_per_worker(workers, cores())))
+    return settings
+
+
+def checked_settings(settings: Mapping[str, str], app: str, env: Mapping[str, str], folders: Folders) -> dict[str, Any]:
+    """What workers with ``settings`` would read, with a checkpoint behind it. Raises BadSetting, MissingModel."""
+    effective = effective_settings(env, settings, folders.root)
+    if app == APP:
+        for kind in ("model", "tokenizer"):
+            source = str(effective[kind])
+            check_checkpoint(kind, source, folders.root / source, f"python -m fleet up --{kind} FOLDER")
+    return effective
+
+
 def _within(name: str, given: int | None, default: int, most: int) -> int:
     value = default if given is None else given
     if not 1 <= value <= most:
@@ -88,9 +109,9 @@ def _within(name: str, given: int | None, default: int, most: int) -> int:
     return value
 
 
-def resolved(source: str) -> str:
-    """A folder's absolute path, since workers start elsewhere; a hub id stays what it is."""
-    return str(Path(source).resolve()) if Path(source).exists() else source
+def resolved(source: str | None) -> str | None:
+    """A folder's absolute path, since workers start elsewhere; a hub id stays what it is, and so does nothing."""
+    return str(Path(source).resolve()) if source and Path(source).exists() else source
 
 
 def cores() -> int:
@@ -101,32 +122,6 @@ def cores() -> int:
 def threads_per_worker(workers: int, cores: int) -> int:
     """The most threads with threads × workers ≤ cores, at least one."""
     return max(1, cores // workers)
-
-
-def effective_settings(env: Mapping[str, str], settings: Mapping[str, str], folders: Folders) -> dict[str, Any]:
-    """What a worker with these settings would read: environment, config.yaml, defaults. Raises BadSetting."""
-    try:
-        found = Machine().call(settings_argv(), env={**env, **settings}, cwd=folders.root)
-    except CommandFailed as error:
-        what = "; ".join(error.output.strip().splitlines()[-3:])
-        raise BadSetting(what, "correct it in the environment or in config.yaml, then: python -m fleet up") from error
-    effective: dict[str, Any] = json.loads(found)
-    return effective
-
-
-def check_checkpoint(kind: str, source: str, root: Path) -> None:
-    """Raises MissingModel unless ``source`` is a folder with a checkpoint, or could be a hub id."""
-    folder = root / source
-    if folder.is_dir():
-        missing = [name for name in CHECKPOINT_FILES if not (folder / name).is_file()]
-        if missing:
-            raise MissingModel(
-                f"the {kind} folder {source} has no {' and no '.join(missing)}", f"python -m fleet up --{kind} FOLDER"
-            )
-    elif not HUB_ID.fullmatch(source) or source.startswith((".", "/")):
-        raise MissingModel(
-            f"the {kind} {source} is neither a folder nor a hub id (owner/name@revision)", f"python -m fleet up --{kind} FOLDER"
-        )
 
 
 def find_nginx(wanted: str | None) -> tuple[str, tuple[int, ...]]:

@@ -9,18 +9,18 @@ import signal
 from collections.abc import Sequence
 from dataclasses import replace
 
-from fleet import commands
-from fleet.desk import Desk
 from fleet.errors import NginxFailed, PortInUse
 from fleet.host import CommandFailed
 from fleet.journal import last_useful_line
+from fleet.local import commands
+from fleet.local.desk import LocalDesk
 from fleet.state import Fleet, Process
 
 START_TIMEOUT_S = 10.0
 RELOAD_TIMEOUT_S = 10.0
 
 
-def render(desk: Desk, fleet: Fleet, ports: Sequence[int]) -> None:
+def render(desk: LocalDesk, fleet: Fleet, ports: Sequence[int]) -> None:
     """Write the configuration that sends requests to ``ports``. Raises NginxFailed when nginx refuses it."""
     folder, plan = desk.folders.nginx, fleet.plan
     desk.host.copy(desk.folders.root / "nginx" / "nginx.conf", folder / "nginx.conf")
@@ -32,7 +32,7 @@ def render(desk: Desk, fleet: Fleet, ports: Sequence[int]) -> None:
         raise NginxFailed(f"nginx refuses {folder}: {last_useful_line(error.output)}", "correct nginx/nginx.conf") from error
 
 
-def check_port(desk: Desk, fleet: Fleet) -> None:
+def check_port(desk: LocalDesk, fleet: Fleet) -> None:
     """Raises PortInUse unless nginx could listen where the plan says."""
     plan = fleet.plan
     try:
@@ -45,13 +45,13 @@ def check_port(desk: Desk, fleet: Fleet) -> None:
         raise PortInUse(f"port {plan.port} is in use by {holder}", f"python -m fleet up --port {plan.port + 1}")
 
 
-def start(desk: Desk, fleet: Fleet) -> Fleet:
+def start(desk: LocalDesk, fleet: Fleet) -> Fleet:
     """Start nginx and wait until it answers. Raises NginxFailed."""
     plan, log = fleet.plan, desk.folders.log("nginx")
     desk.host.set_aside(log)
     desk.host.set_aside(desk.folders.access_log)
     argv = commands.nginx_argv(plan, desk.folders, desk.nginx_user)
-    fleet = desk.start(argv, desk.env, log, lambda process: replace(fleet, nginx=process))
+    fleet = desk.start(argv, desk.env, lambda process: replace(fleet, nginx=process), "nginx")
 
     def answers() -> bool:
         if fleet.nginx is None or not desk.host.alive(fleet.nginx):
@@ -65,7 +65,7 @@ def start(desk: Desk, fleet: Fleet) -> Fleet:
     return fleet
 
 
-def reload(desk: Desk, nginx: Process) -> list[Process]:
+def reload(desk: LocalDesk, nginx: Process) -> list[Process]:
     """Make nginx read its configuration again; returns the old processes, which finish what they have."""
     old = children(desk, nginx)
     desk.host.signal(nginx, signal.SIGHUP)
@@ -74,12 +74,12 @@ def reload(desk: Desk, nginx: Process) -> list[Process]:
     return old
 
 
-def wait_gone(desk: Desk, old: Sequence[Process], timeout_s: float) -> bool:
+def wait_gone(desk: LocalDesk, old: Sequence[Process], timeout_s: float) -> bool:
     """Until the processes from before a reload have sent their last answers and ended."""
     until = "the old nginx processes have sent their last answers"
     return desk.host.wait(until, lambda: not any(map(desk.host.alive, old)), timeout_s)
 
 
-def children(desk: Desk, nginx: Process) -> list[Process]:
+def children(desk: LocalDesk, nginx: Process) -> list[Process]:
     """The processes of nginx that handle requests."""
     return [member for member in desk.host.family(nginx) if member != nginx]

@@ -12,8 +12,9 @@ import signal
 from collections.abc import Sequence
 from dataclasses import replace
 
-from fleet import commands, nginx, workers
-from fleet.desk import Desk, uninterrupted
+from fleet.desk import uninterrupted
+from fleet.local import commands, nginx, workers
+from fleet.local.desk import LocalDesk
 from fleet.state import Fleet, Worker
 
 GRACE_MARGIN_S = 5.0
@@ -25,55 +26,63 @@ def grace_s(fleet: Fleet) -> float:
     return fleet.plan.inference_timeout_s + GRACE_MARGIN_S
 
 
-def split(desk: Desk, fleet: Fleet, target: int) -> tuple[list[Worker], list[Worker], list[int]]:
+def split(desk: LocalDesk, fleet: Fleet, target: int) -> tuple[list[Worker], list[Worker], list[int]]:
     """Workers that stay (supervised ones, lowest numbers first), workers that leave, numbers to start."""
     sound = [worker for worker in fleet.workers if desk.host.alive(worker.process)]
     stay = sound[:target]
-    leave = [*fleet.leaving, *(worker for worker in fleet.workers if worker not in stay)]
+    abandoned = [fleet.coming] if fleet.coming else []  # by a roll that did not end
+    leave = [*fleet.leaving, *abandoned, *(worker for worker in fleet.workers if worker not in stay)]
     taken = {worker.number for worker in stay}
     free = [number for number in range(1, target + len(taken) + 1) if number not in taken]
     return stay, leave, free[: target - len(stay)]
 
 
-def converge(desk: Desk, fleet: Fleet, target: int) -> Fleet:
+def converge(desk: LocalDesk, fleet: Fleet, target: int) -> Fleet:
     """Make it ``target`` workers behind a running nginx. Raises WorkerFailed, NginxFailed, PortInUse, StillRunning.
 
     When new workers do not become ready they are stopped, and the old ones serve on. Interrupted later, it
     leaves a fleet that the next verb completes.
     """
     stay, leave, missing = split(desk, fleet, target)
-    fleet = desk.remember(replace(fleet, workers=tuple(stay), leaving=tuple(leave)))
+    fleet = desk.remember(replace(fleet, workers=tuple(stay), leaving=tuple(leave), coming=None))
     if missing:
         fleet = add(desk, fleet, missing)
     fleet = desk.remember(replace(fleet, plan=replace(fleet.plan, workers=target)))
-    fleet = list_workers(desk, fleet, changed=bool(missing or leave))
+    return settle(desk, fleet, changed=bool(missing or leave))
+
+
+def settle(desk: LocalDesk, fleet: Fleet, changed: bool) -> Fleet:
+    """Give nginx the fleet's workers; when nobody uses the old list any more, stop those that are leaving."""
+    fleet = list_workers(desk, fleet, changed)
+    leave = fleet.leaving
     if leave:
-        desk.say(f"Stopping {', '.join(worker.name for worker in leave)}")
+        desk.say(f"Stopping {', '.join(worker.full_name for worker in leave)}")
         if not workers.wait_idle(desk, leave, grace_s(fleet)):
             desk.say("Still busy after their longest answer; stopping them all the same", "yellow")
-        desk.stop({worker.name: worker.process for worker in leave}, signal.SIGTERM, grace_s(fleet))
+        desk.stop({worker.full_name: worker.process for worker in leave}, signal.SIGTERM, grace_s(fleet))
     return desk.remember(replace(fleet, leaving=()))
 
 
-def add(desk: Desk, before: Fleet, missing: Sequence[int]) -> Fleet:
+def add(desk: LocalDesk, before: Fleet, missing: Sequence[int]) -> Fleet:
     """Start workers and wait until they serve; stop them again when they do not."""
     threads = before.plan.threads
     names = ", ".join(f"worker-{number}" for number in missing)
     desk.say(f"Starting {names} ({threads} {'thread' if threads == 1 else 'threads'} each)")
     try:
         fleet = workers.start(desk, before, missing)
-        workers.wait_ready(desk, fleet, missing)
+        new = [worker for worker in fleet.workers if worker.number in missing]
+        workers.wait_ready(desk, new, fleet.plan.startup_timeout_s)
     except BaseException:
         with uninterrupted():
             remembered = desk.fleet or before
-            new = {w.name: w.process for w in remembered.workers if w not in before.workers}
-            desk.stop(new, signal.SIGTERM, grace_s(before))
+            started = {w.name: w.process for w in remembered.workers if w not in before.workers}
+            desk.stop(started, signal.SIGTERM, grace_s(before))
             desk.remember(before)
         raise
     return fleet
 
 
-def list_workers(desk: Desk, fleet: Fleet, changed: bool) -> Fleet:
+def list_workers(desk: LocalDesk, fleet: Fleet, changed: bool) -> Fleet:
     """Give nginx the list of workers, starting it when it does not run; returns when nobody uses the old list."""
     running = fleet.nginx is not None and desk.host.alive(fleet.nginx)
     if running and not changed:

@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 
+from fleet.settings import is_setting
 from fleet.state import Folders, Plan
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
@@ -39,11 +40,6 @@ def worker_env(plan: Plan, name: str, port: int, base: Mapping[str, str]) -> dic
         "KRONOS_BIND": f"{WORKER_HOST}:{port}",
         "KRONOS_WORKER_NAME": name,
     }
-
-
-def is_setting(key: str) -> bool:
-    """Whether an environment variable is a setting of the workers (and so part of the plan)."""
-    return key.startswith("KRONOS_") or key in {"PREDICT_MAX_CONCURRENCY", "ENABLE_PREWARM"}
 
 
 def nginx_argv(plan: Plan, folders: Folders, user: str | None, *extra: str) -> list[str]:
