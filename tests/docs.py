@@ -41,7 +41,8 @@ class Dial:
 
 def dials() -> list[Dial]:
     """The dials of docker-compose.yml, in the order of .env.example."""
-    found, sentences = [], []
+    found: list[Dial] = []
+    sentences: list[str] = []
     for line in (ROOT / ".env.example").read_text().splitlines():
         if dial := re.fullmatch(r"#([A-Z_]+)=(.*)", line):
             found.append(Dial(dial[1], dial[2], " ".join(sentences)))
@@ -115,6 +116,29 @@ def cost_table() -> str:
     return "\n".join(rows)
 
 
+def stack_table() -> str:
+    """What the tests of tests/stack measured (each leaves a file in reports/scratch/stack)."""
+    rows = ["| test | failed of requests | p50 s | p99 s | slowest s | more |", "|---|---|---|---|---|---|"]
+    shared = {"test", "time", "requests", "failed", "failures", "not_bit_for_bit", "latency_s"}
+    for path in sorted((ROOT / "reports").glob("*-stack/*.json")):
+        found = json.loads(path.read_text())
+        latency = found.get("latency_s", {})
+        count = f"{found['failed']} of {found['requests']:,}" if "requests" in found else "–"
+        more = ", ".join(f"{name} {_short(value)}" for name, value in found.items() if name not in shared)
+        times = " | ".join(f"{latency[q]:.3f}" if q in latency else "–" for q in ("p50", "p99", "max"))
+        rows.append(f"| {found['test'].removeprefix('test_').replace('_', ' ')} | {count} | {times} | {more} |")
+    return "\n".join(rows)
+
+
+def _short(value: object) -> str:
+    """A figure, or of several the smallest and the largest."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list) and value:
+        return f"{min(value)}…{max(value)}"
+    return str(value)
+
+
 def http_table() -> str:
     """What benchmarks/http.py stored."""
     rows = ["| stage | p50, µs |", "|---|---|"]
@@ -124,7 +148,8 @@ def http_table() -> str:
 
 
 GENERATED: dict[str, Callable[[], str]] = {
-    "settings": table, "dials": dials_table, "load": load.dials_table, "metrics": metrics_table, "engine": engine_table, "bfloat16": bfloat16_table,
+    "settings": table, "dials": dials_table, "load": load.dials_table, "metrics": metrics_table,
+    "engine": engine_table, "bfloat16": bfloat16_table, "stack": stack_table,
     "users": users_table, "cost": cost_table, "http": http_table,
 }  # fmt: skip
 DOCUMENTS = ("README.md", "NOTES.md")
