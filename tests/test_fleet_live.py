@@ -202,9 +202,7 @@ def test_ctrl_c_during_up_leaves_nothing(fleet: Live) -> None:
 
 def test_a_port_in_use_is_named(fleet: Live) -> None:
     """One sentence with the holder, one next command, nothing started."""
-    with socket.socket() as other:
-        other.bind(("127.0.0.1", fleet.port))
-        other.listen()
+    with socket.create_server(("127.0.0.1", fleet.port)):  # also where a connection of another test just ended
         code, said = fleet.up(2)
     assert code == 4
     assert f"port {fleet.port} is in use by" in said and f"(pid {os.getpid()})" in said
