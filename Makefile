@@ -23,7 +23,7 @@ test: setup ## the quick suite
 	$(RUN) -m pytest -m "$(QUICK)" $(ARGS)
 
 test-slow: setup ## faults and load against real processes
-	$(RUN) -m pytest -m slow $(ARGS)
+	$(RUN) -m pytest -m "slow and not stack and not load" $(ARGS)
 
 test-load: setup ## k6 and Locust for seconds each, against a server that lies and against real workers
 	$(RUN) -m pytest -m load $(ARGS)

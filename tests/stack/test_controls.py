@@ -55,8 +55,8 @@ def edited(stack: Stack, changes: Mapping[str, str]) -> Iterator[None]:
 
 
 def test_without_a_second_try_a_kill_is_noticed(stack: Stack, long: Known, figures: Figures) -> None:
-    """F2 without retries: whoever was being served by the dead worker gets an error."""
-    with without(stack, NGINX, NO_RETRY), steady(stack.port, long, LONG_RATE) as traffic:
+    """F2 without retries: whoever was being served by the dead worker gets an error. (Eight users, so that somebody is.)"""
+    with without(stack, NGINX, NO_RETRY), stack.load(long.requests, users=8, pause=(0.0, 0.0)) as traffic:
         for kill in range(5):
             time.sleep(1)
             worker = stack.containers()[kill % 3]
