@@ -19,6 +19,7 @@ from fleet.compose.commands import DEFAULT_PROJECT
 from fleet.errors import INTERRUPTED, FleetError
 from fleet.options import CHANGING, parser, runtime_of
 from fleet.state import locked
+from fleet.tune import cli as tuning
 from fleet.verbs import VERBS
 
 
@@ -28,6 +29,9 @@ def main(argv: Sequence[str] | None = None, env: Mapping[str, str] = os.environ)
     console, errors = Console(), Console(stderr=True)
     rehearsing = getattr(options, "dry_run", False)
     try:
+        if options.verb in tuning.VERBS:
+            tuning.run(options)
+            return 0
         place = runtimes.Place(options.run, options.project or DEFAULT_PROJECT, tuple(options.file or ()))
         desk, runtime = runtimes.make(runtime_of(options, env), place, env, console, rehearsing)
         changing = options.verb in CHANGING and not rehearsing

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 from fleet.compose.commands import DEFAULT_PROJECT
 from fleet.errors import BadSetting
+from fleet.tune import cli as tuning
 
 RUNTIMES = ("local", "compose")
 RUNTIME_VARIABLE = "FLEET_RUNTIME"
@@ -47,6 +48,7 @@ def parser() -> argparse.ArgumentParser:
     _changing(verb, rehearse)
     _looking(verb)
     _predict(verb)
+    tuning.add_verbs(verb)
     return top
 
 

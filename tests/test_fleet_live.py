@@ -75,7 +75,7 @@ def test_without_the_retry_kill_9_is_visible(fleet: Live) -> None:
     fleet.up(3)
     conf = fleet.run / "nginx" / "nginx.conf"
     text = conf.read_text()
-    retry = "error timeout invalid_header http_500 http_503 non_idempotent;"
+    retry = "error timeout invalid_header http_500 http_502 http_503 non_idempotent;"
     assert retry in text
     text = text.replace(retry, "off;")
     conf.write_text(text.replace("error_page 502 = @again;", ""))

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 
 NGINX, UPSTREAM = "nginx/nginx.conf", "nginx/containers/upstream.conf"
 NO_RETRY = {
-    "proxy_next_upstream error timeout invalid_header http_500 http_503 non_idempotent;": "proxy_next_upstream off;",
+    "proxy_next_upstream error timeout invalid_header http_500 http_502 http_503 non_idempotent;": "proxy_next_upstream off;",
     "error_page 502 = @again;": "error_page 502 /.problem;",
 }
 
