@@ -80,6 +80,16 @@ def test_a_response_is_a_probability_that_falls_with_latency(
     assert 0 <= slower <= here <= 1 and worse <= here
 
 
+def test_a_model_that_does_not_explain_the_runs_is_left_out() -> None:
+    """A count at which the model is far off is judged by its runs alone."""
+    curve = np.linspace(-1, 1, len(SLOWNESS))
+    values, errors = np.array([-0.9, -0.8, -0.85, -0.95, -0.9, -0.8]), np.full(6, 0.1)
+    assert not Response(curve, curve, 0.05, 10).explains(-0.9) and Response(curve - 0.9, curve, 0.05, 10).explains(-0.9)
+    alone = decide.below(-0.5, values, errors)
+    assert decide.below(-0.5, values, errors, Response(curve, curve + 5, 0.05, 10)) == alone
+    assert decide.below(-0.5, values, errors, Response(curve - 0.9, curve + 5, 0.05, 10)) != alone
+
+
 def chance(workers: int, p: float | None) -> Chance:
     return Chance(workers, p, p, None, 6, 6, None)
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fleet.tune import laws, warmup
+from fleet.tune import laws, moods, warmup
 from fleet.tune.statistics import mean_interval, t_quantile
 from tests.tune import rigs
 
@@ -58,6 +58,28 @@ def test_intervals_move_with_the_unit(values: list[float], shift: float, scale: 
     assert second.low == pytest.approx(first.low * scale + shift, abs=1e-6)
     assert second.high == pytest.approx(first.high * scale + shift, abs=1e-6)
     assert first.low - 1e-9 <= first.value <= first.high + 1e-9
+
+
+def test_moods_of_rounds_and_runs_are_told_apart() -> None:
+    """Six rounds of seven counts and six of another count: the sum of both variances, known by about as many rounds as matter."""
+    random, found = np.random.default_rng(6), []
+    for rounds, runs in [(0.06, 0.02)] * 300 + [(0.0, 0.06)] * 300:
+        table = np.full((12, 8), np.nan)
+        table[:6, :7] = random.normal(0, runs, (6, 7)) + random.normal(0, rounds, (6, 1))
+        table[6:, 7:] = random.normal(0, runs, (6, 1)) + random.normal(0, rounds, (6, 1))
+        found.append(moods.moods(table, sampling=0.0))
+    of_rounds, of_runs = found[:300], found[300:]
+    assert np.sqrt(np.mean([one.total**2 for one in of_rounds])) == pytest.approx(math.hypot(0.06, 0.02), rel=0.05)
+    assert np.sqrt(np.mean([one.total**2 for one in of_runs])) == pytest.approx(0.06, rel=0.05)
+    assert 9 < np.median([one.freedom for one in of_rounds]) < 12 < np.median([one.freedom for one in of_runs])
+
+
+def test_sampling_is_no_mood_and_one_round_says_nothing() -> None:
+    """What one run cannot know by itself is taken off; without repeats there is no noise to speak of."""
+    table = np.random.default_rng(1).normal(0, 0.05, (200, 3))
+    assert moods.moods(table, sampling=0.05**2).host < 0.02
+    assert moods.moods(table, sampling=0.03**2).host == pytest.approx(0.04, rel=0.1)
+    assert moods.moods(table[:1], sampling=0.0) == moods.Moods(0.0, 0.0, 0.0)
 
 
 def test_mser_finds_the_end_of_a_known_warm_up() -> None:
