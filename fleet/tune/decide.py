@@ -61,14 +61,14 @@ def chance(evidence: Evidence, workers: int, response: Response | None = None) -
 def below(target: float, logs: Floats, errors: Floats, response: Response | None = None) -> float | None:
     """Probability that the long-run value lies below the target, from run-level logarithms and their errors within a run.
 
-    ``response`` is what a model says of this count. Without it the host's part is what the runs scatter more than their own
-    errors explain.
+    ``response`` is what a model says of this count. Without one that explains the runs, the host's part is what the runs
+    scatter more than their own errors explain.
     """
     if len(logs) < 2:
         return None
     runs, between, within = len(logs), float(logs.var(ddof=1)), float((errors**2).mean())
     unknown, mean = max(between, within, 1e-12) / runs, float(logs.mean())
-    if response is not None:
+    if response is not None and response.explains(mean):
         return response.met(target, mean, math.sqrt(unknown + SIMULATED**2), runs)
     return t_probability((target - mean) / math.sqrt(unknown + max(0.0, between - within)), runs - 1)
 
@@ -76,11 +76,11 @@ def below(target: float, logs: Floats, errors: Floats, response: Response | None
 def can_carry(evidence: Evidence, workers: int) -> float | None:
     """Probability that throughput at saturation exceeds the rate, in whatever mood the host is; None when not measured."""
     logs = np.log(evidence.values("closed", workers, lambda stats: max(stats.throughput, 1e-9)))
-    total, host, freedom = evidence.moods
-    if len(logs) == 0 or freedom == 0:
+    found = evidence.moods
+    if len(logs) == 0 or found.freedom == 0:
         return None
-    scale = math.sqrt(total**2 / len(logs) + host**2) or 1e-9
-    return t_probability((float(logs.mean()) - math.log(evidence.plan.rate)) / scale, freedom)
+    scale = math.sqrt(found.total**2 / len(logs) + found.host**2) or 1e-9
+    return t_probability((float(logs.mean()) - math.log(evidence.plan.rate)) / scale, found.freedom)
 
 
 def recommended(chances: list[Chance], sure: float = SURE) -> Chance | None:

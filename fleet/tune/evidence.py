@@ -15,6 +15,7 @@ import numpy as np
 
 from fleet.tune import warmup
 from fleet.tune.gates import Verdict
+from fleet.tune.moods import Moods, moods
 from fleet.tune.plan import Mode, Plan, Slot
 from fleet.tune.protocol import Floats
 from fleet.tune.raw import Record
@@ -81,18 +82,11 @@ class Evidence:
         return self.table("closed", lambda stats: stats.throughput)
 
     @cached_property
-    def moods(self) -> tuple[float, float, int]:
-        """Standard deviations of log throughput between runs at one count: all of it, the host's part (without what one run
-        cannot know by itself), and the degrees of freedom: a mood may last for a round, so rounds are what was seen of them.
-        The host's moods are taken to be alike at all counts."""
+    def moods(self) -> Moods:
+        """How much throughput at one count scatters between runs; the host's moods are taken to be alike at all counts."""
         table, counts = self.capacities()
-        runs = (~np.isnan(table)).sum(axis=0)
-        repeats = int((runs - 1).clip(0).sum())
-        if repeats < 1:
-            return 0.0, 0.0, 0
-        total = float(np.nansum((table - np.nanmean(table, axis=0)) ** 2)) / repeats
-        errors = np.concatenate([self.values("closed", count, lambda stats: stats.throughput_error) for count in counts])
-        return math.sqrt(total), math.sqrt(max(0.0, total - float((errors**2).mean()))), len(table) - 1
+        errors = [self.values("closed", count, lambda stats: stats.throughput_error) for count in counts]
+        return moods(table, float((np.concatenate(errors) ** 2).mean()) if errors else 0.0)
 
     def table(self, mode: Mode, value: Callable[[RunStats], float]) -> tuple[Floats, tuple[int, ...]]:
         """Logarithms of a positive number, (rounds, counts); NaN where there is none."""

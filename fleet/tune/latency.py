@@ -30,11 +30,12 @@ from fleet.tune.statistics import t_probability, t_quantile
 REPLICATES = 16
 """Simulated runs per prediction."""
 SLOTS = (2, 4, 8, 16)
-OVERLAP = 1.3
+OVERLAP = 1.05
 """Throughput of one worker times its latency alone, from which on it must be overlapping requests."""
 DOUBT = 0.10
 """Standard deviation of the model's error (log) while fewer than three counts can check it."""
 MOST_SAMPLES = 20_000
+
 
 class Prediction(msgspec.Struct, frozen=True):
     """Of the objective's quantile (s) at a count and rate: the mean of ``runs`` runs lies in the interval with 95 %.
@@ -66,7 +67,7 @@ class Model:
     slots: int
     batch_cost: float
     noise: float
-    noise_freedom: int
+    noise_freedom: float
     duration_s: float
     cut_s: float
     errors: dict[int, float]
@@ -141,7 +142,7 @@ def calibrate(evidence: Evidence, law: Law | None, largest: int) -> Model | None
     plan = evidence.plan
     base = Model(
         plan.objective, law, speed, relative / alone, _gaps(evidence, steady), max(0.0, least - 1 / alone), 1, 0.0,
-        evidence.moods[1], max(1, evidence.moods[2]), plan.duration_s, evidence.cuts["open"], {}, plan.seed,
+        evidence.moods.host, max(1.0, evidence.moods.freedom), plan.duration_s, evidence.cuts["open"], {}, plan.seed,
     )  # fmt: skip
     candidates = [base]
     if least * alone > OVERLAP:

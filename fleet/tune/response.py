@@ -14,6 +14,8 @@ from fleet.tune.protocol import Floats
 
 SLOWNESS = np.array([-0.3, -0.15, -0.08, -0.04, 0.0, 0.04, 0.08, 0.15, 0.3])
 """Logarithm of the time that all work takes, over what the model was calibrated with."""
+TRUSTED = 0.1
+"""A model that needs more slowness than this to explain the runs at a count does not describe that count."""
 EQUALLY_LIKELY = (np.arange(60) + 0.5) / 60
 MANY = 10_000
 """Degrees of freedom that make Student's t the normal distribution."""
@@ -29,7 +31,12 @@ class Response:
     short: Floats
     long: Floats
     noise: float
-    freedom: int
+    freedom: float
+
+    def explains(self, mean: float) -> bool:
+        """Whether runs with this mean are what the model would give on a host about as fast as it was calibrated with."""
+        low, high = np.interp([-TRUSTED, TRUSTED], SLOWNESS, self._runs_like())
+        return bool(low <= mean <= high)
 
     def met(self, target: float, mean: float, error: float, runs: int) -> float:
         """P(long-run quantile ≤ target), when ``runs`` runs had this mean with this standard error (logarithms).
@@ -38,10 +45,14 @@ class Response:
         added, and the second curve says what a long time is like. Near saturation both curves are steep: that is what makes a
         slow hour worse than a slow run.
         """
-        seen = SLOWNESS[:, None] + self.noise * stdtrit(MANY, EQUALLY_LIKELY)
-        runs_like = np.maximum.accumulate(np.interp(seen, SLOWNESS, self.short).mean(axis=1))
+        runs_like = self._runs_like()
         means = mean + error * stdtrit(runs - 1, EQUALLY_LIKELY)
         slowness = np.interp(means, runs_like, SLOWNESS)
         left = means - np.interp(slowness, SLOWNESS, runs_like)  # what no slowness of the grid explains
         moods = slowness[:, None] + self.noise * stdtrit(self.freedom, EQUALLY_LIKELY)
         return float((np.interp(moods, SLOWNESS, self.long) + left[:, None] <= target).mean())
+
+    def _runs_like(self) -> Floats:
+        """The mean of runs at each SLOWNESS, over the moods that they had; it never falls."""
+        seen = SLOWNESS[:, None] + self.noise * stdtrit(MANY, EQUALLY_LIKELY)
+        return np.asarray(np.maximum.accumulate(np.interp(seen, SLOWNESS, self.short).mean(axis=1)))

@@ -135,7 +135,7 @@ def _series(
         model_errors={} if model is None else {str(count): error for count, error in model.errors.items()},
         bottleneck=bottleneck.find(evidence, law),
         noise={metric: compare.floor(evidence, metric)[0] for metric in compare.METRICS},
-        host_noise=evidence.moods[1],
+        host_noise=evidence.moods.host,
         warm_up_s={str(mode): cut for mode, cut in evidence.cuts.items()},
         undecided=_undecided(evidence, chances, answer, law, held_out),
         invalid=[f"{one.slot.id} attempt {one.record.attempt}: {'; '.join(one.verdict.reasons)}" for one in evidence.refused],
