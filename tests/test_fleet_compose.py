@@ -6,6 +6,7 @@ import argparse
 import io
 import os
 import signal
+from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import cast
@@ -14,6 +15,7 @@ import pytest
 
 from fleet.compose.change import Change, dispensable
 from fleet.errors import BadSetting, BuildFailed, EngineFailed, RollHalted, WorkerFailed
+from fleet.host import CommandFailed, Env
 from tests.fleet.docker import NEVER, OPTIONS, RUN, Docker, Life, document, engine, runtime
 
 TORN = Life(healthy_after=NEVER, ends_after=2, says='{"level":"error","message":"the weights are torn"}\nWorker exiting\n')
@@ -274,3 +276,24 @@ def test_changed_files_reach_nginx(tmp_path: Path, what: str, done: list[str]) -
     docker.journal.clear()
     fleet.up(OPTIONS)
     assert docker.journal == ["build worker", *done]
+
+
+def test_a_container_that_goes_while_it_is_looked_at_is_left_out() -> None:
+    """Named by ``docker ps``, gone at ``docker inspect``: asked again, as long as that is the reason."""
+
+    class Restless(Docker):
+        ghosts = 2
+
+        def ask(self, argv: Sequence[str], env: Env = None, cwd: Path | None = None) -> str:
+            if "inspect" in argv and self.ghosts:
+                self.ghosts -= 1
+                raise CommandFailed(argv, "[]\nError response from daemon: No such container: kronos-worker-9")
+            return super().ask(argv, env, cwd)
+
+    docker = Restless()
+    up(docker, workers=3)
+    docker.ghosts = 2
+    assert names(docker) == [each.name.removeprefix("kronos-") for each in engine(docker).workers()]
+    docker.ghosts = 9
+    with pytest.raises(EngineFailed, match="No such container"):
+        engine(docker).containers()

@@ -31,7 +31,8 @@ def front(tmp_path: Path) -> Iterator[Rig]:
 
 
 async def dies(asked: Asked) -> bytes | None:
-    """Takes the request and breaks the connection, as a process that crashes over it."""
+    """Takes the request and breaks the connection a moment later, as a process that crashes over it."""
+    await asyncio.sleep(0.05)
     return None
 
 
@@ -161,6 +162,28 @@ def test_nothing_is_sent_twice_once_the_answer_has_begun(front: Rig) -> None:
     front.workers.behave = breaks
     said = front.raw(f"POST {PREDICT} HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{{}}".encode())
     assert said.count(b"HTTP/1.1") == 1 and said.endswith(b"x" * 500)
+
+
+@pytest.mark.parametrize("survivor", range(5))
+def test_a_request_finds_the_one_worker_that_is_left(tmp_path: Path, survivor: int) -> None:
+    """Four of five stop at one moment: idle connections close, new ones are refused, and the DNS still names all."""
+    with rig(tmp_path / "nginx", count=5) as front:
+        assert {found.status for found in at_once(front, 20)} == {200}  # connections are kept
+        for number in {0, 1, 2, 3, 4} - {survivor}:
+            front.workers.do(front.workers.drain(number))
+        assert [post(front).status for _ in range(5)] == [200] * 5
+
+
+@pytest.mark.parametrize("survivor", range(5))
+def test_a_connection_that_closes_as_the_request_comes_is_no_death(tmp_path: Path, survivor: int) -> None:
+    """The other side of the same moment: nginx has sent the request before it hears that the connection is closed."""
+    with rig(tmp_path / "nginx", count=5) as front:
+
+        async def closes(asked: Asked) -> bytes | None:
+            return answer() if asked.worker == survivor else None
+
+        front.workers.behave = closes
+        assert [post(front).status for _ in range(5)] == [200] * 5
 
 
 @pytest.mark.parametrize("protected", [True, False])

@@ -22,6 +22,8 @@ BUILD_TIMEOUT_S = 3600.0
 MARGIN_S = 60.0
 """What a command may take beyond the time that containers are granted."""
 OLDEST_COMPOSE = 2
+LOOKS = 5
+GONE = "No such container"
 INSTALL = "install Docker Engine with Compose v2 (https://docs.docker.com/engine/install), or leave out --runtime compose"
 
 
@@ -86,9 +88,16 @@ class Engine:
             raise BadSetting(what, f"look: {shlex.join(argv)}") from error
 
     def containers(self) -> list[Container]:
-        """Every container of the fleet, workers first."""
-        ids = self.ask(commands.containers(self.place)).split()
-        return containers.read(self.ask(commands.inspect(ids))) if ids else []
+        """Every container of the fleet, workers first; asked again when one of them goes between the two questions."""
+        for _ in range(LOOKS):
+            ids = self.ask(commands.containers(self.place)).split()
+            try:
+                return containers.read(self.ask(commands.inspect(ids))) if ids else []
+            except EngineFailed as error:
+                refused = error
+                if GONE not in error.what:
+                    break
+        raise refused
 
     def workers(self) -> list[Container]:
         """Those that serve predictions, in order of their numbers."""

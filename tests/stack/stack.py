@@ -132,11 +132,13 @@ class Stack:
         self.compose("down", "--volumes", "--timeout", "5", "--remove-orphans")
 
     def containers(self, service: str = "worker") -> list[Container]:
-        """Running and paused containers of a service, by name."""
+        """Running and paused containers of a service, by name; without those that go while they are looked at."""
         ids = self.compose("ps", "--quiet", service).split()
         if not ids:
             return []
-        found = [Container(facts) for facts in json.loads(command("docker", "inspect", *ids))]
+        argv = ["docker", "inspect", *ids]
+        looked = subprocess.run(argv, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S, check=False)
+        found = [Container(facts) for facts in json.loads(looked.stdout)]
         return sorted(found, key=lambda container: (len(container.name), container.name))
 
     def ask(self, method: str, path: str, body: bytes | None = None) -> Answer:
