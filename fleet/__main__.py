@@ -15,7 +15,6 @@ from types import FrameType
 from rich.console import Console
 
 from fleet import runtimes
-from fleet.compose.commands import DEFAULT_PROJECT
 from fleet.errors import INTERRUPTED, FleetError
 from fleet.options import CHANGING, parser, runtime_of
 from fleet.state import locked
@@ -32,8 +31,7 @@ def main(argv: Sequence[str] | None = None, env: Mapping[str, str] = os.environ)
         if options.verb in tuning.VERBS:
             tuning.run(options)
             return 0
-        place = runtimes.Place(options.run, options.project or DEFAULT_PROJECT, tuple(options.file or ()))
-        desk, runtime = runtimes.make(runtime_of(options, env), place, env, console, rehearsing)
+        desk, runtime = runtimes.make(runtime_of(options, env), runtimes.place(options), env, console, rehearsing)
         changing = options.verb in CHANGING and not rehearsing
         with locked(desk.folders, options.verb) if changing else nullcontext():
             VERBS[options.verb](desk, runtime, options)

@@ -121,4 +121,10 @@ class NoMemory(FleetError):
     code = 18
 
 
+class LoadFailed(FleetError):
+    """k6 did not make the load it was asked for."""
+
+    code = 21
+
+
 INTERRUPTED = 130

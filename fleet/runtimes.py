@@ -5,6 +5,7 @@ Knows: which host, desk and folders each of them gets. Does not know: verbs.
 
 from __future__ import annotations
 
+import argparse
 import grp
 import os
 import pwd
@@ -36,6 +37,11 @@ class Place:
     run: str = ".run"
     project: str = commands.DEFAULT_PROJECT
     files: Sequence[str] = ()
+
+
+def place(options: argparse.Namespace) -> Place:
+    """As the options of ``python -m fleet`` say."""
+    return Place(options.run, options.project or commands.DEFAULT_PROJECT, tuple(options.file or ()))
 
 
 def make(name: str, place: Place, env: Mapping[str, str], console: Console, rehearsing: bool = False) -> tuple[Desk, Runtime]:

@@ -10,8 +10,10 @@ from pathlib import Path
 from statistics import median
 
 from prometheus_client.metrics import MetricWrapperBase
+from prometheus_client.metrics_core import Metric
 
 from app import metrics
+from app.quota import QuotaCollector
 from app.settings import table
 from fleet import load
 
@@ -23,11 +25,16 @@ def metrics_table() -> str:
     rows = ["| metric | type | what |", "|---|---|---|"]
     for metric in vars(metrics).values():
         if isinstance(metric, MetricWrapperBase):
-            described = next(iter(metric.describe()))
-            name = f"{described.name}_total" if described.type == "counter" else described.name
-            labels = ",".join(metric._labelnames)  # not public, and not to be had otherwise before the first sample
-            rows.append(f"| `{name}{'{' + labels + '}' if labels else ''}` | {described.type} | {described.documentation} |")
+            # the labels are not public, and not to be had otherwise before the first sample
+            rows.append(_metric(next(iter(metric.describe())), ",".join(metric._labelnames)))
+        elif isinstance(metric, QuotaCollector):
+            rows += [_metric(family) for family in metric.collect()]
     return "\n".join(rows)
+
+
+def _metric(family: Metric, labels: str = "") -> str:
+    name = f"{family.name}_total" if family.type == "counter" else family.name
+    return f"| `{name}{'{' + labels + '}' if labels else ''}` | {family.type} | {family.documentation} |"
 
 
 @dataclass(frozen=True)

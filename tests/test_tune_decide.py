@@ -19,6 +19,7 @@ from fleet.tune.decide import Chance
 from fleet.tune.evidence import Evidence
 from fleet.tune.objective import Objective
 from fleet.tune.plan import Plan
+from fleet.tune.protocol import Server
 from fleet.tune.raw import Record
 from fleet.tune.response import SLOWNESS, Response
 from fleet.tune.statistics import Interval
@@ -211,6 +212,24 @@ def test_each_limit_is_named_with_its_evidence(limit: str) -> None:
         assert found.more_workers_help is False and "cannot help" in found.evidence[-1]
     if limit == "workers":
         assert found.more_workers_help is True
+
+
+@pytest.mark.parametrize(
+    "limit, said, verdict",
+    [
+        ("workers", Server(throttled=0.9), "quota"),
+        ("workers", Server(throttled=0.1), "workers"),
+        ("serial", Server(inside_s=0.9, outside_s=0.1), "serial"),
+        ("serial", Server(inside_s=0.1, outside_s=0.9), "front"),
+    ],
+)
+def test_what_the_fleet_says_tells_limits_apart_that_look_alike(limit: str, said: Server, verdict: str) -> None:
+    """A quota from slow workers, a queue before the workers from one inside them."""
+    found = evidence_of(LIMITS[limit])
+    plan, records = found.plan, [attempt.record for attempt in found.attempts]
+    told = [replace(one, end=one.end and msgspec.structs.replace(one.end, server=said)) for one in records]
+    evidence = Analyst(plan).evidence(told, {})
+    assert bottleneck.find(evidence, laws.choose(*evidence.capacities())).verdict == verdict
 
 
 def test_without_cpu_figures_the_host_is_not_blamed() -> None:

@@ -8,17 +8,20 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import msgspec
 import pytest
 
 from fleet.errors import BadSetting, WorkerFailed
 from fleet.runtime import READY, Look, Runtime
-from fleet.tune import served
-from fleet.tune.protocol import RunSpec, parse
-from fleet.tune.served import Clock, FleetRunner
+from fleet.tune import served, vitals
+from fleet.tune.protocol import RunSpec, Server, Setting, parse
+from fleet.tune.served import FleetRunner
+from fleet.tune.setting import Configuration
+from fleet.tune.vitals import Vitals
 from tests.tune import rigs
 
-OPEN = RunSpec(3, "open", 40.0, None, 1.0, 1_234_567, 2)
-CLOSED = RunSpec(3, "closed", None, 24, 1.0, 7, 2)
+OPEN = RunSpec(1, "open", 40.0, None, 1.0, 1_234_567, 2)
+CLOSED = RunSpec(1, "closed", None, 24, 1.0, 7, 2)
 
 
 def point(second: float, value: float, metric: str = served.LATENCY, **tags: str) -> str:
@@ -33,15 +36,17 @@ POINTS = [
     point(1.4, 100, metric="http_req_duration"),
     point(2.0, 3, metric=served.DROPPED),
     point(3.0, 1, metric=served.DROPPED),
+    point(1.5, 400, metric=served.INSIDE),
+    point(1.5, 200, metric=served.INSIDE),
 ]
 
 
 def test_k6s_points_become_requests() -> None:
     """k6 writes milliseconds and when a request was done; due is the difference, from the first on; only right answers are ok."""
-    made, dropped = served.requests(line.encode() for line in POINTS)
-    seen = [(round(one.t, 6), one.latency_s, one.ok, one.worker) for one in made]
+    loaded = served.read(line.encode() for line in POINTS)
+    seen = [(round(one.t, 6), one.latency_s, one.ok, one.worker) for one in loaded.requests]
     assert seen == [(0, 0.5, True, "2"), (0.3, 0.1, False, "none")]
-    assert dropped == 4
+    assert loaded.dropped == 4 and loaded.inside_s == pytest.approx(0.3) and loaded.outside_s is None
 
 
 @pytest.mark.parametrize(
@@ -52,28 +57,48 @@ def test_k6s_points_become_requests() -> None:
     ],
 )
 def test_k6_is_told_by_dials(spec: RunSpec, dials: dict[str, str]) -> None:
-    """Open loop by rate, closed loop by users; the operator's own dials stay; a grid is refused."""
+    """Open loop by rate, closed loop by users; the operator's own dials stay."""
     told = served.dials_of(spec, rigs.OBJECTIVE, "http://x", {"LOOKBACK": "100"})
     assert told == {**dials, "LOOKBACK": "100", "BASE_URL": "http://x", "DURATION": "1s", "P95_MS": "500"}
-    with pytest.raises(BadSetting):
-        served.dials_of(RunSpec(1, "open", 1.0, None, 1.0, 7, 0, {"threads": 2.0}), rigs.OBJECTIVE, "http://x", {})
+
+
+def worker(cpu: float, **more: float) -> dict[str, float]:
+    return {"process_cpu_seconds_total": cpu, **more}
 
 
 def test_cpu_is_shared_out_by_worker_host_and_generator(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a worker's quota, of all cores, of all cores; a worker that came or went in between is left out."""
+    """Of a worker's quota over the time under load, of all cores; a worker that came or went in between is left out."""
     monkeypatch.setattr("os.cpu_count", lambda: 4)
-    begun = Clock(10.0, {"1": 5.0, "2": 1.0}, 100.0, 3.0)
-    ended = Clock(20.0, {"1": 10.0, "2": 4.0, "3": 9.0}, 130.0, 5.0)
-    cpu = served.cpu_between(begun, ended, worker_cores=0.5)
-    assert [cpu.worker or 0, cpu.host or 0, cpu.generator or 0] == pytest.approx([0.8, 0.75, 0.05])
-    assert served.cpu_between(begun, Clock(20.0, {}, 130.0, 5.0), 1.0).worker is None
+    begun = Vitals(10.0, 100.0, 3.0, {"1": worker(5), "2": worker(1, kronos_cpu_quota_cores=0.25)})
+    ended = Vitals(20.0, 130.0, 5.0, {"1": worker(9), "2": worker(3, kronos_cpu_quota_cores=0.25), "3": worker(9)})
+    cpu = vitals.cpu(begun, ended, busy_s=8.0, worker_cores=0.5)
+    assert [cpu.worker or 0, cpu.host or 0, cpu.generator or 0] == pytest.approx([1.0, 0.75, 0.05])
+    assert vitals.cpu(begun, Vitals(20.0, 130.0, 5.0, {}), 8.0, 1.0).worker is None
+
+
+def test_what_the_workers_say_is_added_up() -> None:
+    """Growth between the moments over all workers: throttled periods, waiting in the queue, series per step, refusals."""
+    stage = 'kronos_stage_seconds_{0}{{stage="{1}"}} {2}\n'
+    texts = [
+        stage.format("sum", "queue", queue) + stage.format("sum", "decode", 99) + stage.format("count", "queue", 10 * half)
+        + f"kronos_batch_sequences_sum {80 * half}\nkronos_batch_sequences_count {20 * half}\n"
+        + f'kronos_rejected_total{{reason="a"}} {half}\nkronos_rejected_total{{reason="b"}} {half}\n'
+        + f"kronos_cpu_periods_total {100 * half}\nkronos_cpu_throttled_periods_total {25 * half}\n"
+        for half, queue in ((1, 2.0), (2, 5.0))
+    ]  # fmt: skip
+    begun, ended = (Vitals(0.0, 0.0, 0.0, {name: vitals.counters(text) for name in "ab"}) for text in texts)
+    assert vitals.server(begun, ended, 0.2, 0.1) == Server(0.25, 0.3, 4.0, 4, 0.2, 0.1)
+    assert vitals.server(begun, Vitals(0.0, 0.0, 0.0, {}), None, None) == Server(refused=0)
 
 
 class Fleet:
     """A runtime of one worker that remembers what it was asked."""
 
+    command = "python -m fleet"
+
     def __init__(self, refuses: bool = False) -> None:
         self.scaled: list[int] = []
+        self.rolled = 0
         self.refuses, self.seconds = refuses, 0.0
 
     def scale(self, workers: int) -> int:
@@ -81,6 +106,9 @@ class Fleet:
             raise WorkerFailed("worker-3 ended: out of memory", "python -m fleet logs 3")
         self.scaled.append(workers)
         return 1
+
+    def roll(self, _options: object) -> None:
+        self.rolled += 1
 
     def looks(self) -> Sequence[Look]:
         self.seconds += 0.01
@@ -108,7 +136,7 @@ def test_a_run_scales_loads_and_speaks_the_protocol(tmp_path: Path, script: str)
     fleet = Fleet()
     result = runner(tmp_path, fleet, script).run(OPEN)
     points, end = parse(result.output.splitlines(), OPEN.duration_s)
-    assert (result.failure, fleet.scaled, len(points.due), end.dropped) == ("", [3], 2, 4)
+    assert (result.failure, fleet.scaled, len(points.due), end.dropped) == ("", [1], 2, 4)
     assert end.cpu.worker is not None and end.cpu.host is not None
 
 
@@ -116,7 +144,7 @@ def test_a_run_scales_loads_and_speaks_the_protocol(tmp_path: Path, script: str)
     "script, patience_s, refuses, reason",
     [
         ("exit 107", 20.0, False, "the script refused"),
-        ("sleep 60", 0.2, False, "did not end within 1.2 s"),
+        ("sleep 60", 0.2, False, "did not end within 2.2 s"),
         ("exit 0", 20.0, True, "out of memory"),
     ],
 )
@@ -124,3 +152,47 @@ def test_a_run_that_went_wrong_says_why(tmp_path: Path, script: str, patience_s:
     """k6's faults, its hanging, and a fleet that does not come up are reasons of an invalid run, not the end of a campaign."""
     result = runner(tmp_path, Fleet(refuses), script, patience_s).run(OPEN)
     assert result.output == b"" and reason in result.failure
+
+
+def test_a_run_waits_until_every_worker_answers(tmp_path: Path) -> None:
+    """Ready is not enough: a worker that Nginx has not found yet would make another fleet of the first seconds."""
+    found = runner(tmp_path, Fleet(), "exit 0").run(msgspec.structs.replace(OPEN, workers=2))
+    assert found.failure == "of 2 workers 1 answer through the door"
+
+
+def test_a_fleet_is_prepared_once_for_runs_that_are_alike(tmp_path: Path) -> None:
+    """Scaling and warming again would cost time and change nothing; after a failure they are done again."""
+    fleet = Fleet()
+    made = runner(tmp_path, fleet, "exit 0")
+    for spec in (OPEN, CLOSED, OPEN):
+        made.run(spec)
+    assert fleet.scaled == [1]
+    fleet.refuses = True
+    made.run(msgspec.structs.replace(OPEN, workers=2))
+    fleet.refuses = False
+    made.run(OPEN)
+    assert fleet.scaled == [1, 1]
+
+
+def test_settings_of_a_grid_reach_the_workers_by_a_roll(tmp_path: Path) -> None:
+    """Each value in the environment of the commands, once for runs that have the same; what was set before comes back."""
+    grid: list[dict[str, Setting]] = [{"slots": 4.0}, {"slots": 8.0}]
+    configuration, fleet = Configuration.of(grid, {"KRONOS_SLOTS": "16", "HOME": "x"}), Fleet()
+    change = configuration.changer(cast(Runtime, fleet))
+    assert change is not None
+    made, seen = runner(tmp_path, fleet, "exit 0"), []
+    made.configure = change
+    for settings in (grid[0], grid[0], grid[1]):
+        made.run(msgspec.structs.replace(OPEN, settings=settings))
+        seen.append(configuration.env["KRONOS_SLOTS"])
+    change({})
+    assert (seen, fleet.rolled) == (["4", "4", "8"], 3)
+    assert configuration.env == {"KRONOS_SLOTS": "16", "HOME": "x", "KRONOS_THREADS": "1"}
+
+
+def test_a_grid_of_what_is_no_setting_is_refused() -> None:
+    """By name, before anything is measured; without a grid there is nothing to change."""
+    with pytest.raises(BadSetting, match="colour"):
+        Configuration.of([{"colour": "red"}], {})
+    assert Configuration.of([{}], {"A": "b"}) == Configuration({}, {"A": "b"}, {"A": "b"})
+    assert Configuration.of([{}], {}).changer(cast(Runtime, Fleet())) is None

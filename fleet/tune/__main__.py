@@ -17,6 +17,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb, return the exit code."""
     top = argparse.ArgumentParser(prog="python -m fleet.tune", description=__doc__)
     cli.add_verbs(top.add_subparsers(dest="verb", required=True, metavar="VERB"))
+    top.set_defaults(runtime=None, run=".run", project=None, file=None)
     options = top.parse_args(argv)
     try:
         cli.run(options)

@@ -5,22 +5,23 @@ Knows: what each limit leaves behind in throughput, CPU and refusals. Does not k
   generator   its CPU, dropped arrivals, or users that wait in it: the fleet was not measured
   host        all cores busy and throughput stands still: more workers cannot help on this host
   crosstalk   workers use their CPU, each of them gets less done the more there are
-  serial      workers wait (their CPU is not used up) and throughput bends: something is done one at a time
-  front       workers wait and throughput stops at a hard ceiling: a limit before the workers (proxy, admission, network)
+  serial      workers wait (their CPU is not used up) with requests inside them: something is done one at a time
+  front       workers wait with requests outside of them: a limit before the workers (proxy, network). Where the runner does not
+              say where requests are, a hard ceiling of throughput is taken for one, a bend for the other
   queue       requests are refused although the workers could carry the rate
   workers     throughput grows with every worker: they are the limit, more of them help
+  quota       the same, and what each of them lacks is CPU that its quota does not give
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 
 import msgspec
 import numpy as np
 
 from fleet.tune.evidence import Evidence
 from fleet.tune.laws import Law
-from fleet.tune.protocol import Cpu
 from fleet.tune.statistics import Interval, mean_interval
 
 EFFICIENT = 0.85
@@ -32,6 +33,10 @@ GROWS = 0.25
 CLEARLY = 1.15
 """Times the count at which a ceiling is reached: beyond it another worker brings nothing."""
 REFUSED = 0.005
+THROTTLED = 0.5
+"""Share of the quota's periods in which it ran out, above which it is what the workers lack."""
+OUTSIDE = 0.5
+"""Share of a request's time that is spent outside of the workers, above which they are not what it waits for."""
 
 
 class Bottleneck(msgspec.Struct, frozen=True):
@@ -64,22 +69,31 @@ def find(evidence: Evidence, law: Law | None) -> Bottleneck:
     helps, growth = _growth(evidence, counts)
     if growth:
         chain.append(growth)
+    figures = evidence.figures("closed", counts[-1])
     if efficiency >= EFFICIENT:
-        return Bottleneck("queue" if refusing else "workers", True, tuple(chain))
-    return _loss(evidence, law, helps, chain)
+        return Bottleneck("queue" if refusing else _lacking(figures, chain), True, tuple(chain))
+    return _loss(figures, counts[-1], law, helps, chain)
 
 
-def _loss(evidence: Evidence, law: Law, helps: bool | None, chain: list[str]) -> Bottleneck:
+def _lacking(figures: Mapping[str, float], chain: list[str]) -> str:
+    """What workers that scale have too little of."""
+    throttled = figures.get("throttled")
+    if throttled is None:
+        return "workers"
+    chain.append(f"the CPU quota ran out in {throttled:.0%} of its periods")
+    return "quota" if throttled >= THROTTLED else "workers"
+
+
+def _loss(figures: Mapping[str, float], count: int, law: Law, helps: bool | None, chain: list[str]) -> Bottleneck:
     """Throughput per worker falls: whose fault is it?"""
-    counts = evidence.counts("closed")
-    host, worker = _cpu(evidence, counts[-1], lambda cpu: cpu.host), _cpu(evidence, counts[-1], lambda cpu: cpu.worker)
+    host, worker = figures.get("host"), figures.get("worker")
     if host is not None:
-        chain.append(f"host CPU {host:.0%} at {counts[-1]} workers")
+        chain.append(f"host CPU {host:.0%} at {count} workers")
     if worker is not None:
-        chain.append(f"worker CPU {worker:.0%} of its quota at {counts[-1]} workers")
-    if law.family == "ceiling" and (enough := law.parameters["ceiling"].value / law.parameters["per_worker"].value) < counts[-1]:
+        chain.append(f"worker CPU {worker:.0%} of its quota at {count} workers")
+    if law.family == "ceiling" and (enough := law.parameters["ceiling"].value / law.parameters["per_worker"].value) < count:
         chain.append(f"throughput stops growing at {enough:.1f} workers")
-        helps = False if counts[-1] >= CLEARLY * enough else helps
+        helps = False if count >= CLEARLY * enough else helps
     if host is not None and host >= BUSY:
         if helps is False:
             chain.append("more workers cannot help on this host")
@@ -90,7 +104,17 @@ def _loss(evidence: Evidence, law: Law, helps: bool | None, chain: list[str]) ->
         return Bottleneck(shape, helps, tuple(chain))
     if worker >= BUSY:
         return Bottleneck("crosstalk", helps, tuple(chain))
-    return Bottleneck("front" if law.family == "ceiling" else "serial", helps, tuple(chain))
+    return Bottleneck(_waiting(figures, law, chain), helps, tuple(chain))
+
+
+def _waiting(figures: Mapping[str, float], law: Law, chain: list[str]) -> str:
+    """Workers have CPU left: are the requests with them, or not yet?"""
+    inside, outside = figures.get("inside_s"), figures.get("outside_s")
+    if inside is None or outside is None:
+        return "front" if law.family == "ceiling" else "serial"
+    share = outside / max(inside + outside, 1e-9)
+    chain.append(f"{share:.0%} of a request's time is spent outside of the workers")
+    return "front" if share >= OUTSIDE else "serial"
 
 
 def _positive(law: Law, name: str) -> bool:
@@ -114,13 +138,6 @@ def _growth(evidence: Evidence, counts: tuple[int, ...]) -> tuple[bool | None, s
         helps = True if found.low > GROWS else (False if found.high < GROWS else None)
         return helps, f"{words} [{found.low:.2f}, {found.high:.2f}]"
     return None, ""
-
-
-def _cpu(evidence: Evidence, workers: int, which: Callable[[Cpu], float | None]) -> float | None:
-    """Mean over the saturated runs at this count; None when the runner does not say."""
-    runs = [run.record.end for run in evidence.of("closed", workers)]
-    values = [value for end in runs if end is not None and (value := which(end.cpu)) is not None]
-    return float(np.mean(values)) if values else None
 
 
 def _refusals(evidence: Evidence) -> str:

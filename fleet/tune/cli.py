@@ -34,7 +34,7 @@ def add_verbs(verb: Subparsers) -> None:
     tune.add_argument("--rate", required=True, type=float, help="requests a second that have to be served")
     tune.add_argument("--workers", default="1..8", metavar="1..8", help="counts to consider (default: 1..8)")
     tune.add_argument("--preset", choices=["quick", "full"], default="quick", help="quick ranks, full proves (default: quick)")
-    tune.add_argument("--runner", default="local", metavar="local|compose|exec:COMMAND", help="what makes a run (default: local)")
+    tune.add_argument("--runner", metavar="local|compose|exec:COMMAND", help="what makes a run (default: --runtime)")
     tune.add_argument("--name", default="tune", help="of the folder below reports/; the same name goes on (default: tune)")
     tune.add_argument("--seed", type=int, default=1, help="of the order and of every run (default: 1)")
     tune.add_argument("--price", type=float, metavar="EUR", help="per worker-hour, for the cost of a million requests")
@@ -43,7 +43,7 @@ def add_verbs(verb: Subparsers) -> None:
     tune.add_argument("--vus-per-worker", type=int, metavar="N", help="users that saturate a worker (default: 8)")
     tune.add_argument("--patience", type=float, default=120.0, metavar="S", help="a run may take so much longer (default: 120)")
     tune.add_argument("-e", dest="dials", action="append", default=[], metavar="NAME=VALUE", help="a dial, as of fleet.load")
-    tune.add_argument("--worker-cores", type=float, default=1.0, metavar="CORES", help="CPU quota of a worker (default: 1)")
+    tune.add_argument("--worker-cores", type=float, default=1.0, metavar="CORES", help="of a worker without quota (default: 1)")
     tune.add_argument("--reports", default=REPORTS, metavar="DIR", help=f"where folders go (default: {REPORTS})")
     tune.add_argument("--plan", action="store_true", help="show the plan and its duration, measure nothing")
 
@@ -66,13 +66,17 @@ def run(options: argparse.Namespace) -> None:
 
 def tune(options: argparse.Namespace) -> None:
     """Plan, measure what is missing, report."""
+    from fleet.options import runtime_of
     from fleet.tune import raw, session
 
     asked = planned(options)
     show(asked)
     if options.plan:
         return
-    campaign = raw.Campaign(options.name, asked, session.origin(options.runner, ROOT), options.price)
+    if options.runner is None:
+        options.runner = runtime_of(options, os.environ)
+    described = " ".join([options.runner, *(f"-e {dial}" for dial in options.dials)])
+    campaign = raw.Campaign(options.name, asked, session.origin(described, ROOT), options.price)
     folder, campaign = session.open_folder(place(Path(options.reports), options.name), campaign)
     with measuring(options, asked) as found:
         session.Session(folder, campaign, found, say).go_on()
@@ -124,12 +128,11 @@ def measuring(options: argparse.Namespace, asked: plan.Plan) -> Iterator[runner.
     kind, _, command = options.runner.partition(":")
     if kind == "exec" and command.strip():
         yield ExecRunner(command, options.patience)
-        return
-    if kind in BUILT_IN and not command:
+    elif kind in BUILT_IN and not command:
         with real(options, asked) as found:
             yield found
-        return
-    raise BadSetting(f"no runner {options.runner!r}", "--runner exec:COMMAND, like exec:'python -m fleet simulate LAW.json'")
+    else:
+        raise BadSetting(f"no runner {options.runner!r}", "--runner exec:COMMAND, like exec:'python -m fleet simulate LAW.json'")
 
 
 @contextmanager
@@ -140,18 +143,19 @@ def real(options: argparse.Namespace, asked: plan.Plan) -> Iterator[runner.Runne
     from fleet import k6, load, runtimes
     from fleet.state import locked
     from fleet.tune.served import FleetRunner
+    from fleet.tune.setting import Configuration
 
-    if asked.grid != ({},):
-        raise BadSetting("the built-in runners change workers only", "--runner exec:COMMAND for a grid of settings")
     dials = load.parse_dials(None, options.dials)
-    project = getattr(options, "project", None)
-    where = runtimes.Place(getattr(options, "run", ".run"), **({"project": project} if project else {}))
-    desk, runtime = runtimes.make(options.runner, where, os.environ, Console(stderr=True))
-    workers = runtime.front().workers
+    configuration = Configuration.of(asked.grid, os.environ)
+    desk, runtime = runtimes.make(options.runner, runtimes.place(options), configuration.env, Console(stderr=True))
+    workers, change = runtime.front().workers, configuration.changer(runtime)
+    found = k6.find_or_build(say)
     with locked(desk.folders, "tune"):
         try:
-            yield FleetRunner(runtime, k6.find_or_build(say), asked.objective, options.worker_cores, dials, options.patience)
+            yield FleetRunner(runtime, found, asked.objective, options.worker_cores, dials, options.patience, change)
         finally:
+            if change is not None:
+                change({})
             runtime.scale(workers)
 
 

@@ -14,14 +14,15 @@ from fleet.tune.decide import Chance
 from fleet.tune.evidence import Evidence
 from fleet.tune.latency import Model
 from fleet.tune.laws import Law
-from fleet.tune.protocol import Cpu, Floats
+from fleet.tune.protocol import Floats
 from fleet.tune.runstats import RunStats, quantile
 from fleet.tune.statistics import Interval, mean_interval
 
 
 class Count(msgspec.Struct, frozen=True):
     """One worker count. Intervals are of run-level statistics (geometric means over runs); ``pooled`` are quantiles of all
-    requests of all runs. ``carries``: the largest rate the model says it can hold, unmeasured. Seconds, requests a second."""
+    requests of all runs; ``figures`` are what the fleet said at saturation (Evidence.figures). ``carries``: the largest rate
+    the model says it can hold, unmeasured. Seconds, requests a second."""
 
     workers: int
     chance: Chance
@@ -39,7 +40,7 @@ class Count(msgspec.Struct, frozen=True):
     answered: float | None
     carries: float | None
     extrapolated: bool
-    cpu: dict[str, float]
+    figures: dict[str, float]
     run_throughput: list[float]
     run_quantile: list[float]
 
@@ -72,7 +73,7 @@ def count(evidence: Evidence, model: Model | None, law: Law | None, chance: Chan
         answered=float(evidence.values("open", workers, lambda stats: stats.answered).mean()) if runs else None,
         carries=None if model is None else model.carries(workers),
         extrapolated=law is None or law.extrapolates(workers),
-        cpu=_cpu(evidence, workers),
+        figures=evidence.figures("closed", workers),
         run_throughput=evidence.values("closed", workers, lambda stats: stats.throughput).tolist(),
         run_quantile=evidence.values("open", workers, lambda stats: stats.quantile).tolist(),
     )
@@ -93,17 +94,3 @@ def _pooled(evidence: Evidence, workers: int) -> dict[str, float]:
         return {}
     everything = np.concatenate(pieces)
     return {name: quantile(everything, share) for name, share in (("p50", 0.5), ("p95", 0.95), ("p99", 0.99))}
-
-
-def _cpu(evidence: Evidence, workers: int) -> dict[str, float]:
-    """Mean use in saturated runs, as far as the runner says."""
-    found: dict[str, float] = {}
-    which: dict[str, Callable[[Cpu], float | None]] = {
-        "worker": lambda cpu: cpu.worker, "host": lambda cpu: cpu.host, "generator": lambda cpu: cpu.generator,
-    }  # fmt: skip
-    for name, value in which.items():
-        ends = [run.record.end for run in evidence.of("closed", workers)]
-        values = [number for end in ends if end is not None and (number := value(end.cpu)) is not None]
-        if values:
-            found[name] = float(np.mean(values))
-    return found

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
 
+import msgspec
 import numpy as np
 
 from fleet.tune import warmup
@@ -76,6 +77,15 @@ class Evidence:
     def values(self, mode: Mode, workers: int, value: Callable[[RunStats], float], twin: bool = False) -> Floats:
         """One number per usable run."""
         return np.array([value(run.stats) for run in self.of(mode, workers, twin) if run.stats is not None])
+
+    def figures(self, mode: Mode, workers: int) -> dict[str, float]:
+        """Means over the usable runs of what the runner said of CPU and fleet, by field of protocol.Cpu and protocol.Server."""
+        said: dict[str, list[float]] = {}
+        for run in self.of(mode, workers):
+            if (end := run.record.end) is not None:
+                for name, value in (msgspec.structs.asdict(end.cpu) | msgspec.structs.asdict(end.server)).items():
+                    said.setdefault(name, []).extend([] if value is None else [value])
+        return {name: float(np.mean(values)) for name, values in said.items() if values}
 
     def capacities(self) -> tuple[Floats, tuple[int, ...]]:
         """log X at saturation (rounds, counts), NaN where a run is missing."""

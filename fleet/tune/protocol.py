@@ -49,13 +49,27 @@ class Cpu(msgspec.Struct, frozen=True):
     generator: Share | None = None
 
 
+class Server(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What the fleet says of the run: ``throttled``: share of the periods in which a worker's CPU quota ran out; means over the
+    requests of the time in the workers' queues, in the workers altogether, and outside of them; series per decode step;
+    requests that the workers refused."""
+
+    throttled: Share | None = None
+    queue_s: Seconds | None = None
+    occupancy: Share | None = None
+    refused: int | None = None
+    inside_s: Seconds | None = None
+    outside_s: Seconds | None = None
+
+
 class End(msgspec.Struct, frozen=True):
-    """The closing line. Other fields (server metrics, throttled periods) are welcome and stay in the raw file."""
+    """The closing line. Other fields are welcome and stay in the raw file."""
 
     end: Literal[True]
     duration_s: Annotated[float, msgspec.Meta(gt=0)]
     dropped: Annotated[int, msgspec.Meta(ge=0)] = 0
     cpu: Cpu = Cpu()
+    server: Server = Server()
 
 
 class Request(msgspec.Struct, frozen=True):

@@ -1,37 +1,40 @@
 """The built-in runner: a real fleet under k6, through the same runtime as the operator's verbs.
 
-Knows: how k6's raw points become requests, whose CPU is whose. Does not know: containers or processes (fleet.runtime), dials'
-meaning (fleet.load).
+Knows: how k6's raw points become requests, when a fleet is ready for a run. Does not know: containers or processes
+(fleet.runtime), dials' meaning (fleet.load), what the figures say.
 """
 
 from __future__ import annotations
 
 import gzip
 import os
-import resource
 import signal
 import subprocess
 import tempfile
-import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
 import msgspec
 
-from fleet import load, metrics, proc
-from fleet.errors import BadSetting, FleetError
+from fleet import load
+from fleet.errors import FleetError, LoadFailed, WorkerFailed
 from fleet.k6 import ROOT
 from fleet.runtime import Runtime
+from fleet.tune import vitals
 from fleet.tune.objective import Objective
-from fleet.tune.protocol import Cpu, End, Request, RunSpec
+from fleet.tune.protocol import End, Request, RunSpec, Setting
 from fleet.tune.runner import PATIENCE_S, RunResult
 
-LATENCY = "kronos_request_duration"
+LATENCY, INSIDE, OUTSIDE = "kronos_request_duration", "kronos_worker_total", "kronos_outside_worker"
 DROPPED = "dropped_iterations"
 GOOD_CODES = (0, 99)
 """k6 ended well, or a threshold failed: that is for the loop to judge."""
+WARM_S = 2.0
+WARM_TRIES = 6
+USERS_TO_WARM = 2
+"""Per worker: least_conn then has to ask every one of them."""
 
 
 class _Data(msgspec.Struct):
@@ -53,42 +56,46 @@ class _Kind(msgspec.Struct):
     metric: str
 
 
-def requests(lines: Iterable[bytes]) -> tuple[list[Request], int]:
-    """The requests of a run, due times from the first one on, and how many arrivals were dropped."""
+@dataclass
+class Loaded:
+    """What k6 saw: the requests (due times from the first one on), arrivals dropped, mean seconds in and outside of workers."""
+
+    requests: list[Request] = field(default_factory=list)
+    dropped: int = 0
+    inside_s: float | None = None
+    outside_s: float | None = None
+
+
+def read(lines: Iterable[bytes]) -> Loaded:
+    """From the lines of ``raw.json``."""
     kinds, points = msgspec.json.Decoder(_Kind), msgspec.json.Decoder(_Point)
-    found: list[tuple[float, float, _Data]] = []
-    dropped = 0.0
+    found: dict[str, list[_Data]] = {LATENCY: [], INSIDE: [], OUTSIDE: [], DROPPED: []}
     for line in lines:
         kind = kinds.decode(line)
-        if kind.type != "Point" or kind.metric not in {LATENCY, DROPPED}:
-            continue
-        data = points.decode(line).data
-        if kind.metric == DROPPED:
-            dropped += data.value
-            continue
-        latency = data.value / 1000
-        found.append((datetime.fromisoformat(data.time).timestamp() - latency, latency, data))
-    zero = min((due for due, _, _ in found), default=0.0)
-    made = [
-        Request(due - zero, latency, (data.tags or {}).get("outcome") == "right", (data.tags or {}).get("worker"))
-        for due, latency, data in found
-    ]
-    return sorted(made, key=lambda request: request.t), round(dropped)
+        if kind.type == "Point" and kind.metric in found:
+            found[kind.metric].append(points.decode(line).data)
+    dropped = round(sum(data.value for data in found[DROPPED]))
+    return Loaded(_requests(found[LATENCY]), dropped, _mean_s(found[INSIDE]), _mean_s(found[OUTSIDE]))
 
 
-@dataclass(frozen=True)
-class Clock:
-    """Seconds of CPU so far: of each worker by name, of the host's cores together, of children that have ended."""
+def _requests(points: list[_Data]) -> list[Request]:
+    due = [datetime.fromisoformat(data.time).timestamp() - data.value / 1000 for data in points]
+    zero = min(due, default=0.0)
+    made = []
+    for moment, data in zip(due, points, strict=True):
+        tags = data.tags or {}
+        made.append(Request(moment - zero, data.value / 1000, tags.get("outcome") == "right", tags.get("worker")))
+    return sorted(made, key=lambda request: request.t)
 
-    at: float
-    workers: Mapping[str, float]
-    host: float
-    children: float
+
+def _mean_s(points: list[_Data]) -> float | None:
+    return sum(data.value for data in points) / len(points) / 1000 if points else None
 
 
-@dataclass(frozen=True)
+@dataclass
 class FleetRunner:
-    """``worker_cores`` is a worker's CPU quota in cores; ``dials`` are k6's (fleet.load) for the shape of a request."""
+    """``worker_cores`` is what a worker without a CPU quota may use; ``dials`` are k6's (fleet.load) for the shape of a request;
+    ``configure`` brings other settings into all workers, whatever their number (None: there is nothing to configure)."""
 
     runtime: Runtime
     k6: Path
@@ -96,73 +103,77 @@ class FleetRunner:
     worker_cores: float = 1.0
     dials: Mapping[str, str] = field(default_factory=dict)
     patience_s: float = PATIENCE_S
+    configure: Callable[[Mapping[str, Setting]], None] | None = None
+    _fleet: tuple[int, Mapping[str, Setting]] | None = None
+    """How many workers with which settings are known to be ready and warm."""
 
     def run(self, spec: RunSpec) -> RunResult:
-        """Scale, load, read the clocks. What the fleet refuses to do is the failure of the run."""
+        """Settings, workers, warm-up, load. What the fleet refuses to do is the failure of the run."""
         try:
-            self.runtime.scale(spec.workers)
-            with tempfile.TemporaryDirectory() as folder:
-                return self._loaded(spec, Path(folder))
+            if self._fleet != (spec.workers, spec.settings):
+                self._prepare(spec)
+            return self._measure(spec)
         except FleetError as error:
+            self._fleet = None
             return RunResult(b"", error.what)
 
-    def clock(self) -> Clock:
-        """Now."""
-        used = {look.name: _cpu_of(look.metrics) for look in self.runtime.looks() if look.is_worker and look.metrics}
-        children = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return Clock(time.monotonic(), used, proc.cpu_seconds(), children.ru_utime + children.ru_stime)
+    def _prepare(self, spec: RunSpec) -> None:
+        if self.configure is not None and (self._fleet is None or self._fleet[1] != spec.settings):
+            self.configure(spec.settings)
+        self.runtime.scale(spec.workers)
+        self._warm(spec.workers)
+        self._fleet = spec.workers, spec.settings
 
-    def _loaded(self, spec: RunSpec, folder: Path) -> RunResult:
-        begun = self.clock()
-        failure = self._k6(spec, folder)
-        if failure:
-            return RunResult(b"", failure)
-        ended = self.clock()
-        with gzip.open(folder / "raw.json.gz") as raw:
-            made, dropped = requests(raw)
+    def _warm(self, workers: int) -> None:
+        """A short load of the run's own kind, until every worker has answered through the door."""
+        seen: set[str | int | None] = set()
+        for _ in range(WARM_TRIES):
+            vus = USERS_TO_WARM * workers
+            warm = RunSpec(workers, "closed", None, vus, WARM_S, 0, 0)
+            with tempfile.TemporaryDirectory() as folder:
+                seen = {request.worker for request in self._load(warm, Path(folder)).requests if request.ok}
+            if len(seen) >= workers:
+                return
+        raise WorkerFailed(f"of {workers} workers {len(seen)} answer through the door", f"{self.runtime.command} status")
+
+    def _measure(self, spec: RunSpec) -> RunResult:
+        with tempfile.TemporaryDirectory() as folder:
+            begun = vitals.begin(self.runtime)
+            loaded, ended = self._load(spec, Path(folder)), vitals.end(self.runtime)
+        cpu = vitals.cpu(begun, ended, spec.duration_s, self.worker_cores)
+        server = vitals.server(begun, ended, loaded.inside_s, loaded.outside_s)
+        end = End(True, spec.duration_s, loaded.dropped, cpu, server)
         encoder = msgspec.json.Encoder()
-        end = End(True, spec.duration_s, dropped, cpu_between(begun, ended, self.worker_cores))
-        return RunResult(b"".join(encoder.encode(one) + b"\n" for one in [*made, end]))
+        return RunResult(b"".join(encoder.encode(one) + b"\n" for one in [*loaded.requests, end]))
 
-    def _k6(self, spec: RunSpec, folder: Path) -> str:
-        """Run k6; why it failed, or ""."""
+    def _load(self, spec: RunSpec, folder: Path) -> Loaded:
+        """Run k6 to its end. Raises LoadFailed."""
         dials = dials_of(spec, self.objective, self.runtime.front().url, self.dials)
         run = load.Run(str(self.k6), dials, str(folder), dashboard=False)
+        limit_s = spec.duration_s + self.patience_s
         with (folder / "said").open("wb") as said:
             process = subprocess.Popen(
                 run.argv(), env=run.env(os.environ), cwd=ROOT, stdout=said, stderr=said, start_new_session=True
             )
             try:
-                code = process.wait(spec.duration_s + self.patience_s)
+                code = process.wait(limit_s)
             except subprocess.TimeoutExpired:
-                return f"k6 did not end within {spec.duration_s + self.patience_s:g} s"
+                raise LoadFailed(f"k6 did not end within {limit_s:g} s", "give the run more --patience") from None
             finally:
                 if process.poll() is None:
                     os.killpg(process.pid, signal.SIGKILL)
                     process.wait()
-        return "" if code in GOOD_CODES else load.meaning(code)
+        if code not in GOOD_CODES:
+            last = (folder / "said").read_text(errors="replace").strip().splitlines()[-1:]
+            raise LoadFailed(": ".join([load.meaning(code), *last]), "try the same load with python -m fleet.load")
+        with gzip.open(folder / "raw.json.gz") as raw:
+            return read(raw)
 
 
 def dials_of(spec: RunSpec, objective: Objective, url: str, given: Mapping[str, str]) -> dict[str, str]:
-    """What k6 is told for this run. Raises BadSetting for settings of a grid: a fleet is rolled for these by its operator."""
-    if spec.settings:
-        raise BadSetting("the built-in runner changes workers only", "--runner exec:COMMAND for a grid of settings")
+    """What k6 is told for this run."""
     dials = {**given, "BASE_URL": url, "DURATION": f"{spec.duration_s:g}s", "SEED": str(spec.seed % 1_000_000)}
     dials["P95_MS"] = f"{1000 * objective.seconds:g}"
     if spec.mode == "open":
         return {**dials, "SCENARIO": "open", "RATE": f"{spec.rate:g}"}
     return {**dials, "SCENARIO": "baseline", "VUS": str(spec.vus)}
-
-
-def cpu_between(begun: Clock, ended: Clock, worker_cores: float) -> Cpu:
-    """Mean use between two moments; workers that were there at both."""
-    wall, cores = max(ended.at - begun.at, 1e-9), os.cpu_count() or 1
-    used = [ended.workers[name] - begun.workers[name] for name in ended.workers if name in begun.workers]
-    worker = max(0.0, sum(used) / len(used) / wall / worker_cores) if used else None
-    host, generator = (ended.host - begun.host) / wall / cores, (ended.children - begun.children) / wall / cores
-    return Cpu(worker, max(0.0, host), max(0.0, generator))
-
-
-def _cpu_of(text: str | None) -> float:
-    samples = metrics.parse(text or "")
-    return next((sample.value for sample in samples if sample.name == "process_cpu_seconds_total"), 0.0)

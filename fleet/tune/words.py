@@ -16,6 +16,10 @@ MEASURED = (
     "workers", "X at saturation /s", "X per worker /s", "goodput at the rate /s", "p50 ms", "p95 ms", "p99 ms", "pooled p95 ms",
     "runs",
 )  # fmt: skip
+SAID = (
+    "workers", "worker CPU", "periods without quota left", "host CPU", "generator CPU", "in a worker's queue ms",
+    "in the worker ms", "outside ms", "series per step", "refused",
+)  # fmt: skip
 HOW = (
     "- The unit is the run. p50, p95, p99 are run-level statistics (geometric means over runs); pooled ones are of all requests.",
     "- Intervals are 95 % bootstrap intervals over rounds; below six rounds they only rank.",
@@ -105,6 +109,9 @@ def _series(series: Series, summary: Summary) -> list[str]:
         MEASURED,
         [_measured(count) for count in series.counts if count.open_runs or count.closed_runs],
     )
+    if any(count.figures for count in series.counts):
+        lines += ["## What the fleet said at saturation", ""]
+        lines += rows(SAID, [_said(count) for count in series.counts if count.figures])
     lines += ["## P(objective met)", ""]
     lines += rows(
         ("workers", "P", "latency", "capacity", "runs that met it", "from", "the model holds up to /s"),
@@ -151,6 +158,13 @@ def _measured(count: Count) -> tuple[str, ...]:
     latencies = (interval(found, 1000) for found in (count.p50, count.p95, count.p99))
     rates = (interval(found) for found in (count.throughput, count.per_worker, count.goodput))
     return (str(count.workers), *rates, *latencies, number(None if pooled is None else 1000 * pooled), runs)
+
+
+def _said(count: Count) -> tuple[str, ...]:
+    said = count.figures
+    shares = [share(said.get(name)) for name in ("worker", "throttled", "host", "generator")]
+    times = [number(None if (value := said.get(name)) is None else 1000 * value) for name in ("queue_s", "inside_s", "outside_s")]
+    return (str(count.workers), *shares, *times, number(said.get("occupancy")), number(said.get("refused")))
 
 
 def _chance(count: Count) -> tuple[str, ...]:
