@@ -225,3 +225,21 @@ def test_locust_scenarios_have_their_users(stand_in: str, scenario: str, users: 
 def test_locust_finds_a_lie_out(stand_in: str, lie: str) -> None:
     """A wrong answer is a failed request, and a failed request fails the run."""
     assert locust(f"{stand_in}/lie/{lie}", "--seconds", "2").returncode == 1
+
+
+def test_the_tuning_loop_measures_a_real_fleet(fleet: Live, tmp_path: Path) -> None:
+    """Scale, warm, k6, read the workers: every figure of the report is there, and the fleet has its workers back."""
+    asked = ("--slo", "p95=2s", "--rate", "8", "--workers", "1,2", "--rounds", "1", "--duration", "3", "--vus-per-worker", "2")
+    code, said = fleet.cli("tune", *asked, "-e", "HORIZON=8", "-e", "LOOKBACK=64", "--reports", str(tmp_path))
+    assert code == 0, said
+    [folder] = tmp_path.iterdir()
+    summary = json.loads((folder / "summary.json").read_text())
+    counts = summary["series"][0]["counts"]
+    for count in counts:
+        assert count["throughput"]["value"] > 10 and count["p95"]["value"] < 2
+        assert set(count["figures"]) >= {"worker", "host", "generator", "queue_s", "inside_s", "outside_s", "occupancy"}
+    assert summary["series"][0]["answer"]["workers"] == 1, said
+    assert "2 workers" in fleet.cli("status")[1]
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    assert fleet.cli("report", str(folder))[0] == 0
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before

@@ -232,6 +232,19 @@ def test_what_the_fleet_says_tells_limits_apart_that_look_alike(limit: str, said
     assert bottleneck.find(evidence, laws.choose(*evidence.capacities())).verdict == verdict
 
 
+@pytest.mark.parametrize("fleet, verdict", [(0.2, "neighbours"), (0.9, "host")])
+def test_a_host_that_is_busy_with_something_else_is_no_verdict_on_the_fleet(fleet: float, verdict: str) -> None:
+    """All cores busy, but not by workers or generator."""
+    found = evidence_of(LIMITS["host"])
+    plan, records = found.plan, [attempt.record for attempt in found.attempts]
+    told = []
+    for one in records:
+        assert one.end is not None
+        told.append(replace(one, end=msgspec.structs.replace(one.end, cpu=msgspec.structs.replace(one.end.cpu, fleet=fleet))))
+    evidence = Analyst(plan).evidence(told, {})
+    assert bottleneck.find(evidence, laws.choose(*evidence.capacities())).verdict == verdict
+
+
 def test_without_cpu_figures_the_host_is_not_blamed() -> None:
     """A runner need not know CPU; then the shape alone speaks, and says that it does."""
     evidence = evidence_of(msgspec.structs.replace(LIMITS["host"], report_cpu=False))

@@ -72,7 +72,7 @@ def test_cpu_is_shared_out_by_worker_host_and_generator(monkeypatch: pytest.Monk
     begun = Vitals(10.0, 100.0, 3.0, {"1": worker(5), "2": worker(1, kronos_cpu_quota_cores=0.25)})
     ended = Vitals(20.0, 130.0, 5.0, {"1": worker(9), "2": worker(3, kronos_cpu_quota_cores=0.25), "3": worker(9)})
     cpu = vitals.cpu(begun, ended, busy_s=8.0, worker_cores=0.5)
-    assert [cpu.worker or 0, cpu.host or 0, cpu.generator or 0] == pytest.approx([1.0, 0.75, 0.05])
+    assert [cpu.worker or 0, cpu.host or 0, cpu.generator or 0, cpu.fleet or 0] == pytest.approx([1.0, 0.75, 0.05, 6 / 32])
     assert vitals.cpu(begun, Vitals(20.0, 130.0, 5.0, {}), 8.0, 1.0).worker is None
 
 

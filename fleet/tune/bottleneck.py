@@ -4,6 +4,7 @@ Knows: what each limit leaves behind in throughput, CPU and refusals. Does not k
 
   generator   its CPU, dropped arrivals, or users that wait in it: the fleet was not measured
   host        all cores busy and throughput stands still: more workers cannot help on this host
+  neighbours  all cores busy, and not with this fleet: something else runs on the host, and nothing can be said
   crosstalk   workers use their CPU, each of them gets less done the more there are
   serial      workers wait (their CPU is not used up) with requests inside them: something is done one at a time
   front       workers wait with requests outside of them: a limit before the workers (proxy, network). Where the runner does not
@@ -35,6 +36,8 @@ CLEARLY = 1.15
 REFUSED = 0.005
 THROTTLED = 0.5
 """Share of the quota's periods in which it ran out, above which it is what the workers lack."""
+OWN = 0.5
+"""Share of a full host's CPU that workers and generator use, below which it is somebody else's."""
 OUTSIDE = 0.5
 """Share of a request's time that is spent outside of the workers, above which they are not what it waits for."""
 
@@ -95,6 +98,10 @@ def _loss(figures: Mapping[str, float], count: int, law: Law, helps: bool | None
         chain.append(f"throughput stops growing at {enough:.1f} workers")
         helps = False if count >= CLEARLY * enough else helps
     if host is not None and host >= BUSY:
+        own = figures.get("fleet", host) + figures.get("generator", 0.0)
+        if own < OWN * host:
+            chain.append(f"workers and generator use {own:.0%} of the host, something else the rest")
+            return Bottleneck("neighbours", None, tuple(chain))
         if helps is False:
             chain.append("more workers cannot help on this host")
         return Bottleneck("host", helps, tuple(chain))

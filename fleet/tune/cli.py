@@ -39,6 +39,7 @@ def add_verbs(verb: Subparsers) -> None:
     tune.add_argument("--seed", type=int, default=1, help="of the order and of every run (default: 1)")
     tune.add_argument("--price", type=float, metavar="EUR", help="per worker-hour, for the cost of a million requests")
     tune.add_argument("--grid", nargs="+", default=[], metavar="threads=1,2", help="settings to sweep besides workers")
+    tune.add_argument("--rounds", type=int, metavar="N", help="of the sweep (default: by preset; fewer than 6 only rank)")
     tune.add_argument("--duration", type=float, metavar="S", help="of each run (default: by preset, rate and objective)")
     tune.add_argument("--vus-per-worker", type=int, metavar="N", help="users that saturate a worker (default: 8)")
     tune.add_argument("--patience", type=float, default=120.0, metavar="S", help="a run may take so much longer (default: 120)")
@@ -92,8 +93,11 @@ def planned(options: argparse.Namespace) -> plan.Plan:
         if options.duration <= 0:
             raise BadSetting(f"no duration: {options.duration:g}", "seconds, like --duration 30")
         changes["duration_s"] = options.duration
-    if options.vus_per_worker is not None:
-        changes["vus_per_worker"] = options.vus_per_worker
+    for name in ("rounds", "vus_per_worker"):
+        if (value := getattr(options, name)) is not None:
+            if value < 1:
+                raise BadSetting(f"--{name.replace('_', '-')} {value}: needs 1 or more", "leave it out for the default")
+            changes[name] = value
     asked = objective.objective(options.slo)
     return plan.make(asked, options.rate, objective.counts(options.workers), options.preset, options.seed, **changes)
 

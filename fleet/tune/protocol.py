@@ -42,11 +42,13 @@ class RunSpec(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Cpu(msgspec.Struct, frozen=True):
-    """Mean use over the run. ``worker``: of a worker's quota; ``host``: of all cores; ``generator``: of what it may use."""
+    """Mean use over the run. ``worker``: of a worker's quota; ``host``: of all cores; ``generator``: of what it may use;
+    ``fleet``: of all cores, by all workers together."""
 
     worker: Share | None = None
     host: Share | None = None
     generator: Share | None = None
+    fleet: Share | None = None
 
 
 class Server(msgspec.Struct, frozen=True, omit_defaults=True):

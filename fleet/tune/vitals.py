@@ -69,11 +69,15 @@ def grown(begun: Vitals, ended: Vitals) -> list[dict[str, float]]:
 
 def cpu(begun: Vitals, ended: Vitals, busy_s: float, worker_cores: float) -> Cpu:
     """Mean use: of workers over the ``busy_s`` seconds in which there was load, as a share of their quota (``worker_cores``
-    without one); of host and generator over the whole time between the moments, as shares of all cores."""
-    shares = [one.get(CPU, 0.0) / busy_s / one.get(QUOTA, worker_cores) for one in grown(begun, ended)]
-    cores = (os.cpu_count() or 1) * max(ended.at - begun.at, 1e-9)
-    worker = max(0.0, sum(shares) / len(shares)) if shares else None
-    return Cpu(worker, max(0.0, (ended.host - begun.host) / cores), max(0.0, (ended.children - begun.children) / cores))
+    without one) and together of all cores; of host and generator over the whole time between the moments, of all cores."""
+    used = grown(begun, ended)
+    shares = [one.get(CPU, 0.0) / busy_s / one.get(QUOTA, worker_cores) for one in used]
+    count = os.cpu_count() or 1
+    host, children = ((now - before) / count / max(ended.at - begun.at, 1e-9) for now, before in (
+        (ended.host, begun.host), (ended.children, begun.children)
+    ))  # fmt: skip
+    together = sum(one.get(CPU, 0.0) for one in used) / busy_s / count
+    return Cpu(sum(shares) / len(shares) if shares else None, max(0.0, host), max(0.0, children), together if used else None)
 
 
 def server(begun: Vitals, ended: Vitals, inside_s: float | None, outside_s: float | None) -> Server:

@@ -17,7 +17,7 @@ MEASURED = (
     "runs",
 )  # fmt: skip
 SAID = (
-    "workers", "worker CPU", "periods without quota left", "host CPU", "generator CPU", "in a worker's queue ms",
+    "workers", "worker CPU", "periods without quota left", "host CPU", "by workers", "generator CPU", "in a worker's queue ms",
     "in the worker ms", "outside ms", "series per step", "refused",
 )  # fmt: skip
 HOW = (
@@ -87,7 +87,7 @@ def headline(series: Series, rate: float) -> str:
     if answer.workers is None:
         return f"No measured count is sure to meet the objective at {rate:g}/s. Limit: {series.bottleneck.verdict}."
     proven = "" if answer.proven else " (ranked first, not proven)"
-    words = f"{answer.workers} workers{proven}: P(objective met) = {share(answer.p)}"
+    words = f"{answer.workers} worker{'s' if answer.workers > 1 else ''}{proven}: P(objective met) = {share(answer.p)}"
     return f"{words}. With one lost: {answer.with_one_lost} workers. Limit at the top: {series.bottleneck.verdict}."
 
 
@@ -162,7 +162,7 @@ def _measured(count: Count) -> tuple[str, ...]:
 
 def _said(count: Count) -> tuple[str, ...]:
     said = count.figures
-    shares = [share(said.get(name)) for name in ("worker", "throttled", "host", "generator")]
+    shares = [share(said.get(name)) for name in ("worker", "throttled", "host", "fleet", "generator")]
     times = [number(None if (value := said.get(name)) is None else 1000 * value) for name in ("queue_s", "inside_s", "outside_s")]
     return (str(count.workers), *shares, *times, number(said.get("occupancy")), number(said.get("refused")))
 
