@@ -45,9 +45,11 @@ TOLERANCE = 1e-4
 
 
 def fleet_cli(run_folder: Path, *arguments: str) -> None:
-    """``python -m fleet``, output to standard error, so that standard output stays the report's."""
+    """``python -m fleet``, output to standard error, so that standard output stays the report's. No result cache: work is
+    what is measured, with the same few requests."""
     command = [sys.executable, "-m", "fleet", "--run", str(run_folder), *arguments]
-    subprocess.run(command, cwd=ROOT, check=True, stdout=sys.stderr)
+    env = {**os.environ, "KRONOS_CACHE_TTL": "0"}
+    subprocess.run(command, cwd=ROOT, check=True, stdout=sys.stderr, env=env)
 
 
 @contextmanager

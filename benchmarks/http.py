@@ -163,7 +163,7 @@ def serve(listener: socket.socket, bare: bool) -> None:
     app: ASGIApp = echo
     if not bare:
         served = Served(cast(Engine, InstantEngine()), "m", "t", 512, 1024, "cpu", "float32")
-        app = create_app(Settings(), lambda settings: served)
+        app = create_app(Settings(cache_ttl=0), lambda settings: served)
     lifespan: Literal["on", "off"] = "off" if bare else "on"
     config = uvicorn.Config(app, loop="uvloop", http="httptools", log_config=None, access_log=False, lifespan=lifespan)
     with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):

@@ -40,7 +40,7 @@ def scaling(series: Series, plan: Plan) -> str:
     axes.axhline(plan.rate, color=TARGET, linewidth=0.8, label=f"{plan.rate:g}/s wanted")
     axes.set_ylim(bottom=0)
     axes.legend()
-    return _svg(figure)
+    return svg(figure)
 
 
 def latency(series: Series, plan: Plan) -> str:
@@ -56,7 +56,7 @@ def latency(series: Series, plan: Plan) -> str:
         axes.errorbar([one.workers + 0.12], [1000 * one.quantile], yerr=bars, fmt="d", color=LAW, label="predicted before")
     axes.axhline(1000 * plan.objective.seconds, color=TARGET, linewidth=0.8, label=str(plan.objective))
     axes.legend()
-    return _svg(figure)
+    return svg(figure)
 
 
 def chances(series: Series) -> str:
@@ -69,14 +69,14 @@ def chances(series: Series) -> str:
             axes.bar(count.workers, count.chance.p, color=MEASURED if measured else "none", edgecolor=MEASURED)
     axes.axhline(SURE, color=TARGET, linewidth=0.8)
     axes.set_ylim(0, 1.02)
-    return _svg(figure)
+    return svg(figure)
 
 
 def _ms(count: Count) -> list[float]:
     return [1000 * seconds for seconds in count.run_quantile]
 
 
-def _svg(figure: Figure) -> str:
+def svg(figure: Figure) -> str:
     """Without date and with fixed ids, so that the same figure is the same text."""
     text = io.StringIO()
     with mpl.rc_context({"svg.hashsalt": "kronos", "svg.fonttype": "none"}):
