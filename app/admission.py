@@ -10,7 +10,6 @@ import math
 import threading
 from dataclasses import dataclass
 
-from app import metrics
 from app.errors import Overloaded
 from app.scheduler import PRIORITIES, Priority
 
@@ -99,6 +98,5 @@ class Admission:
         return work * self._seconds / self._units if believable else 0.0
 
     def _refusal(self, reason: str, priority: Priority) -> Overloaded:
-        metrics.REJECTED.labels(reason).inc()
         wait_s = self._wait_s(self._ahead(self._work, priority))
         return Overloaded(reason, min(max(wait_s, 1.0), MAX_RETRY_AFTER_S))

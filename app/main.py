@@ -31,6 +31,7 @@ from app.api.faults import LISTED
 from app.api.openapi import make_openapi
 from app.api.routes import make_routes
 from app.api.state import Served, Worker
+from app.cache import Cache
 from app.errors import KronosError, MethodNotAllowed, NotFound
 from app.logs import dict_config
 from app.settings import Settings, load
@@ -51,7 +52,7 @@ def load_model(settings: Settings) -> Served:
     # Imported here, since the native libraries read the thread settings when they are first imported.
     from app.engine import Engine
     from app.model import weights
-    from app.model.runner import build_runner
+    from app.model.runner import build_of, build_runner
 
     checkpoint = weights.load(settings.model, settings.tokenizer, sha256=settings.model_sha256, max_context=settings.max_context)
     runner = build_runner(checkpoint, num_slots=settings.slots, device=settings.device, dtype=settings.dtype)
@@ -64,12 +65,25 @@ def load_model(settings: Settings) -> Served:
         vocabulary=2**checkpoint.model_config.s1_bits,
         device=runner.device,
         dtype=settings.dtype,
+        build=f"{build_of(runner)} {checkpoint.model_config} {checkpoint.tokenizer_config}",
     )
+
+
+def make_cache(settings: Settings) -> Cache:
+    """The result cache, shared with the fleet when there is a server for it."""
+    if settings.redis_url and settings.cache_ttl:
+        from app.cache_shared import Shared  # its client is loaded only where there is something to ask
+
+        cache = Cache(settings.cache_ttl, settings.cache_bytes, Shared(settings.redis_url, settings.cache_ttl))
+    else:
+        cache = Cache(settings.cache_ttl, settings.cache_bytes)
+    cache.publish()
+    return cache
 
 
 def create_app(settings: Settings, loader: Loader = load_model, leave: Exit = os._exit) -> FastAPI:
     """The application of one worker. ``leave`` ends the process when it is beyond help."""
-    worker = Worker(settings)
+    worker = Worker(settings, make_cache(settings))
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -84,6 +98,7 @@ def create_app(settings: Settings, loader: Loader = load_model, leave: Exit = os
         worker.leaving = True
         stopped.set()
         await asyncio.to_thread(_take_down, worker)
+        await worker.cache.close()
 
     app = FastAPI(title="Kronos Fleet", lifespan=lifespan, redoc_url=None, swagger_ui_oauth2_redirect_url=None)
     app.router.routes.extend(make_routes(worker))

@@ -35,7 +35,7 @@ SEQUENCES: Final = (1, 2, 3, 4, 6, 8, 12, 16, 20, 24, 32, 48, 64, 96, 128, 192, 
 
 # In the order a request passes through them.
 STAGES: Final = (
-    "read", "parse", "prepare_frame", "queue", "encode", "prefill", "decode", "detokenise", "inverse", "serialise",
+    "read", "parse", "prepare_frame", "cache", "queue", "encode", "prefill", "decode", "detokenise", "inverse", "serialise",
 )  # fmt: skip
 MODEL_STAGES: Final = ("encode", "prefill", "decode", "detokenise")
 
@@ -71,6 +71,17 @@ ENGINE_BUSY = Counter(
     "kronos_engine_busy_seconds_total", "Seconds the engine thread computed (its rate is utilisation).",
     registry=REGISTRY,
 )  # fmt: skip
+CACHE_REQUESTS = Counter(
+    "kronos_cache_requests_total", "Series asked for, by what the result cache did (hit, miss, coalesced, bypass).",
+    ["result"], registry=REGISTRY,
+)  # fmt: skip
+CACHE_SHARED = Counter(
+    "kronos_cache_shared_total", "Looks into the fleet's shared cache, by what came of them (hit, miss, coalesced, error).",
+    ["result"], registry=REGISTRY,
+)  # fmt: skip
+CACHE_SHARED_UP = Gauge("kronos_cache_shared_up", "1 while the shared cache is asked, 0 while it is left out.", registry=REGISTRY)
+CACHE_BYTES = Gauge("kronos_cache_bytes", "Bytes of outcomes kept in this worker's result cache.", registry=REGISTRY)
+CACHE_ENTRIES = Gauge("kronos_cache_entries", "Outcomes kept in this worker's result cache.", registry=REGISTRY)
 MODEL_INFO = Gauge(
     "kronos_model_info", "Always 1; the labels say what is served.",
     ["model_version", "tokenizer_version", "device", "dtype"], registry=REGISTRY,

@@ -6,11 +6,14 @@ Knows: cgroups (both versions). Does not know: who looks.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Final
 
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
+
+from app.metrics import REGISTRY
 
 ROOT: Final = Path("/sys/fs/cgroup")
 
@@ -52,3 +55,9 @@ class QuotaCollector(Collector):
             return (self.root / name).read_text().split()
         except OSError:
             return []
+
+
+@cache
+def publish() -> None:
+    """Let every scrape of this process read its quota."""
+    REGISTRY.register(QuotaCollector())

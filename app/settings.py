@@ -99,6 +99,15 @@ class Settings(BaseModel):
     max_work: int = setting(20_000, "KRONOS_MAX_WORK", "limits.work", "path × steps",
         "Work of one request: series × paths × steps.", ge=1, le=10**12)  # fmt: skip
 
+    cache_ttl: float = setting(10.0, "KRONOS_CACHE_TTL", "cache.ttl", "s",
+        "How long an answer may be given again to an identical request; 0 switches the result cache off.",
+        ge=0, le=86_400)  # fmt: skip
+    cache_bytes: int = setting(32 * 2**20, "KRONOS_CACHE_BYTES", "cache.bytes", "bytes",
+        "Memory of the result cache; the least recently used answer goes first.", ge=0, le=10**12)  # fmt: skip
+    redis_url: str | None = setting(None, "KRONOS_REDIS_URL", "cache.redis_url", "",
+        "Valkey or Redis that the fleet's workers share answers through: redis://HOST:PORT, rediss:// or unix://.",
+        pattern=r"^(rediss?|unix)://\S+$")  # fmt: skip
+
     bind: str = setting("0.0.0.0:8000", "KRONOS_BIND", "server.bind", "",
         "Where the worker listens: `host:port` or `unix:path`.", pattern=r"^(\S+:\d{1,5}|unix:\S+)$")  # fmt: skip
     worker_name: str = setting(socket.gethostname(), "KRONOS_WORKER_NAME", "server.worker_name", "",

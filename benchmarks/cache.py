@@ -42,7 +42,7 @@ def serve(listener: socket.socket, settings: dict[str, Any], instant: bool) -> N
     """The life of a server process."""
     served = Served(cast(Engine, InstantEngine()), "m", "t", 512, 1024, "cpu", "float32")
     app = create_app(Settings(**settings), (lambda settings: served) if instant else load_model)
-    config = uvicorn.Config(app, loop="uvloop", http="httptools", log_config=None, access_log=False)
+    config = uvicorn.Config(app, loop="uvloop", http="httptools", log_config=None, access_log=False, timeout_keep_alive=600)
     with Path(os.devnull).open("w") as nowhere:
         os.dup2(nowhere.fileno(), 1)
         logging.config.dictConfig(dict_config("info"))

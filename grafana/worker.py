@@ -139,9 +139,11 @@ def _process() -> list[Panel]:
     return [
         graph(
             "CPU", "short",
-            "Cores in use by the serving process. At the container's limit it is throttled: durations rise without a queue; "
-            "raise WORKER_CPUS or add workers.",
-            Query(rate(f"process_cpu_seconds_total{ONE}"), "cores"),
+            "Cores in use by the serving process, the container's quota, and threads that stand still without quota: durations "
+            "rise then without a queue; raise WORKER_CPUS or add workers.",
+            Query(rate(f"process_cpu_seconds_total{ONE}"), "in use"),
+            Query(f"kronos_cpu_quota_cores{ONE}", "quota"),
+            Query(rate(f"kronos_cpu_throttled_seconds_total{ONE}"), "standing still"),
             width=8,
         ),
         graph(

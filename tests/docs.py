@@ -6,30 +6,32 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 
+import msgspec
 from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.metrics_core import Metric
 
 from app import metrics
 from app.quota import QuotaCollector
 from app.settings import table
+from benchmarks import limits, tuner_truth
+from benchmarks.studies.catalogue import STUDIES
 from fleet import load
 
 ROOT = Path(__file__).parents[1]
 
 
 def metrics_table() -> str:
-    """Every metric of the worker as Markdown, in the order of app/metrics.py."""
+    """Every metric of the worker as Markdown, in the order of app/metrics.py, and those of app/quota.py."""
     rows = ["| metric | type | what |", "|---|---|---|"]
     for metric in vars(metrics).values():
         if isinstance(metric, MetricWrapperBase):
             # the labels are not public, and not to be had otherwise before the first sample
             rows.append(_metric(next(iter(metric.describe())), ",".join(metric._labelnames)))
-        elif isinstance(metric, QuotaCollector):
-            rows += [_metric(family) for family in metric.collect()]
-    return "\n".join(rows)
+    return "\n".join([*rows, *(_metric(family) for family in QuotaCollector().collect())])
 
 
 def _metric(family: Metric, labels: str = "") -> str:
@@ -154,10 +156,38 @@ def http_table() -> str:
     return "\n".join(rows)
 
 
+def truth_table() -> str:
+    """What benchmarks/tuner_truth.py stored."""
+    [path] = (ROOT / "reports").glob("*-tuner/truth.json")
+    return f"```\n{tuner_truth.table(msgspec.json.decode(path.read_bytes(), type=list[tuner_truth.Score]))}\n```"
+
+
+def limits_table() -> str:
+    """What benchmarks/limits.py stored."""
+    [path] = (ROOT / "reports").glob("*-limits/limits.json")
+    return limits.table(path.parent)
+
+
+def study_tables(study: str) -> str:
+    """The tables of a study of benchmarks/capacity.py, but for the one with every run; headings are those of NOTES.md."""
+    [path] = (ROOT / "reports").glob(f"*-capacity-{study}/table.md")
+    tables = path.read_text().partition("\n## Runs\n")[0].partition("\n\n")[2].partition("\n\n")[2]
+    return re.sub(r"^## (.*)$", r"*\1*", tables, flags=re.MULTILINE).strip()
+
+
+def campaign_tables(name: str) -> str:
+    """The answer of a campaign of ``fleet tune``, from its summary."""
+    [path] = (ROOT / "reports").glob(f"*-{name}/report.md")
+    text = path.read_text().partition("## How it was measured")[0].partition("\n\n")[2]
+    return re.sub(r"^## (.*)$", r"*\1*", text, flags=re.MULTILINE).strip()
+
+
 GENERATED: dict[str, Callable[[], str]] = {
     "settings": table, "dials": dials_table, "load": load.dials_table, "metrics": metrics_table,
     "engine": engine_table, "bfloat16": bfloat16_table, "stack": stack_table,
     "users": users_table, "cost": cost_table, "http": http_table,
+    "truth": truth_table, "limits": limits_table, "campaign": partial(campaign_tables, "five-workers"),
+    **{f"study-{study}": partial(study_tables, study) for study in STUDIES},
 }  # fmt: skip
 DOCUMENTS = ("README.md", "NOTES.md")
 

@@ -175,7 +175,7 @@ def test_timings_tell_each_stage_once(http: TestClient) -> None:
     """The answer's timings name the stages of the way; they do not exceed the whole."""
     timings = ask(http, request(overrides={"pred_len": 4}))["timings"]
     stages = {name: value for name, value in timings.items() if name not in ("total", "rolled")}
-    assert list(stages) == ["read", "parse", "prepare_frame", "queue", "encode", "prefill", "decode", "detokenise",
+    assert list(stages) == ["read", "parse", "prepare_frame", "cache", "queue", "encode", "prefill", "decode", "detokenise",
                             "inverse", "serialise"]  # fmt: skip
     assert sum(stages.values()) <= timings["total"] + 0.01
 

@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import metrics
-from app.errors import PROBLEM_MEDIA_TYPE, Cancelled, EngineFailed, KronosError
+from app.errors import PROBLEM_MEDIA_TYPE, Cancelled, EngineFailed, KronosError, Overloaded
 from app.logs import context
 
 access = logging.getLogger("app.access")
@@ -88,6 +88,8 @@ async def _answer(error: KronosError, call: Call, send: Send) -> None:
     if isinstance(error, Cancelled):
         call.status = error.status  # nobody is there to read an answer
         return
+    if isinstance(error, Overloaded):
+        metrics.REJECTED.labels(error.reason).inc()
     if isinstance(error, EngineFailed):
         log.error("request failed: %s", error, **context(request_id=call.request_id))
     body = msgspec.json.encode(error.problem(call.request_id))

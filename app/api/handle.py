@@ -1,35 +1,31 @@
-"""The way of one prediction: permit, body, parse, prepare, submit, wait, answer.
+"""The way of one prediction: door, body, parse, prepare, compute, answer.
 
 A permit is reserved before the body is read, so that a burst is refused before it costs anything. A request for one
 series is a batch of one whose error is the answer.
-Knows: the order of these steps, deadlines, leaving clients. Does not know: how any step is done.
+Knows: the order of these steps. Does not know: how any step is done.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable
-from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import Final, Literal
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import Receive
 
 from app import metrics
 from app.api import answer
+from app.api.compute import Asked, Entry, compute, look_around, name, results
 from app.api.decode import decode, decode_batch, is_batch
+from app.api.door import Door
 from app.api.edge import Call, call_of
 from app.api.faults import LISTED
-from app.api.incoming import GONE, MEDIA_TYPE, check_headers, read_body, wait_until_gone
+from app.api.incoming import MEDIA_TYPE, check_headers, read_body
 from app.api.prepare import Bounds, PreparedEmbedding, PreparedForecast, prepare_embedding, prepare_forecast
-from app.api.schema import EmbedRequest, ForecastItem, PredictRequest, Priority, Provenance, Series
+from app.api.schema import EmbedRequest, ForecastItem, PredictRequest, Provenance, Series
 from app.api.state import Served, Worker
-from app.errors import Cancelled, DeadlinePassed, EngineFailed, InvalidInput, KronosError, WorkTooLarge
-from app.permit import Permit, Ticket
-from app.work import Outcome
+from app.errors import DeadlinePassed, EngineFailed, InvalidInput, KronosError, WorkTooLarge
 
 Endpoint = Literal["single", "batch", "embeddings"]
 
@@ -37,47 +33,29 @@ ONE: Final[dict[Endpoint, type[PredictRequest | EmbedRequest]]] = {"single": Pre
 MANY: Final[dict[Endpoint, type[ForecastItem | Series]]] = {"batch": ForecastItem, "embeddings": Series}
 
 
-@dataclass
-class Entry:
-    """One series on its way through a request. An error ends its way, and no other's."""
-
-    prefix: str  # its JSON pointer
-    asked: Series | None = None
-    prepared: PreparedForecast | PreparedEmbedding | None = None
-    ticket: Ticket | None = None
-    outcome: Outcome | None = None
-    result: answer.Result | None = None
-    error: KronosError | None = None
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A parsed request."""
-
-    entries: list[Entry]
-    batch: bool
-    timeout: float | None
-    priority: Priority
-
-
 async def handle(worker: Worker, request: Request, endpoint: Endpoint) -> Response:
     """Answer one request for forecasts or embeddings. Raises the KronosError that is the answer otherwise."""
     call, settings = call_of(request), worker.settings
     served, bounds = await worker.loaded(), worker.bounds()
-    with ExitStack() as permits:
-        permit = permits.enter_context(served.engine.reserve(check_headers(request, settings.max_body)))
+    priority = check_headers(request, settings.max_body)
+    policy = worker.cache.policy(request.headers.get("cache-control", ""))
+    with Door(worker, served.engine, priority, policy) as door:
         with call.timings.stage("read"):
             body = await read_body(request.receive, settings.max_body, settings.body_timeout)
         received = time.monotonic()
         with call.timings.stage("parse"):
             asked = _parse(body, endpoint, bounds)
-        if asked.priority == "bulk" and permit.priority != "bulk":
-            permit.release()
-            permit = permits.enter_context(served.engine.reserve("bulk"))
+        if asked.priority == "bulk":
+            door.change("bulk")
         await _prepare(asked, bounds, call)
         _note(asked, endpoint, call)
         deadline = min(received + (asked.timeout or bounds.max_timeout), call.arrived + settings.request_timeout)
-        await _compute(permit, asked.entries, deadline, request.receive)
+        with call.timings.stage("cache"):
+            name(asked.entries, served, policy)
+            if door.refusal and not worker.cache.covers([entry.key for entry in asked.entries if entry.prepared]):
+                raise door.refusal
+            await look_around(asked.entries, worker.cache, policy, door.priority, deadline)
+        await compute(door, worker.cache, policy, asked, deadline, request.receive)
     return _respond(asked, served, call, endpoint)
 
 
@@ -129,60 +107,6 @@ def _note(asked: Asked, endpoint: Endpoint, call: Call) -> None:
     call.facts.update(series=len(asked.entries), candles=sum(lengths), units=units, priority=asked.priority)
 
 
-async def _compute(permit: Permit, entries: list[Entry], deadline: float, receive: Receive) -> None:
-    """Fill in outcomes or errors. Work that is not done by ``deadline``, or that nobody awaits, is stopped."""
-    reason = "refused"
-    try:
-        for entry in entries:
-            if entry.prepared and time.monotonic() >= deadline:
-                entry.error = DeadlinePassed()
-            elif entry.prepared:
-                entry.ticket = permit.submit(entry.prepared.work, deadline)
-        reason = "shutdown"  # should this task be cancelled from outside
-        if await _left_before_end(_tickets(entries), deadline, receive):
-            reason = GONE
-            raise Cancelled(GONE)
-        reason = "deadline"
-        for entry in entries:
-            _settle(entry)
-    finally:
-        for ticket in _tickets(entries):
-            if not ticket.future.done():
-                ticket.cancel(reason)
-
-
-def _tickets(entries: Iterable[Entry]) -> list[Ticket]:
-    return [entry.ticket for entry in entries if entry.ticket]
-
-
-async def _left_before_end(tickets: list[Ticket], deadline: float, receive: Receive) -> bool:
-    """Wait until all tickets are settled, the deadline passes or the client leaves; True in the last case."""
-    if not tickets:
-        return False
-    settled = asyncio.gather(*(asyncio.wrap_future(ticket.future) for ticket in tickets), return_exceptions=True)
-    gone = asyncio.ensure_future(wait_until_gone(receive))
-    try:
-        await asyncio.wait((settled, gone), timeout=deadline - time.monotonic(), return_when=asyncio.FIRST_COMPLETED)
-        return gone.done() and not settled.done()
-    finally:
-        gone.cancel()
-
-
-def _settle(entry: Entry) -> None:
-    if entry.ticket is None:
-        return
-    if not entry.ticket.future.done():
-        entry.error = DeadlinePassed()
-        return
-    error = entry.ticket.future.exception()
-    if error is None:
-        entry.outcome = entry.ticket.future.result()
-    elif isinstance(error, KronosError):
-        entry.error = error
-    else:
-        raise error
-
-
 def _respond(asked: Asked, served: Served, call: Call, endpoint: Endpoint) -> Response:
     with call.timings.stage("inverse"):
         for entry in asked.entries:
@@ -202,7 +126,8 @@ def _respond(asked: Asked, served: Served, call: Call, endpoint: Endpoint) -> Re
         body = _encode_batch(asked.entries, source) if asked.batch else _encode_one(asked.entries[0], source)
     call.timings.observe(endpoint)
     timings = {**call.timings.milliseconds(), "rolled": any(outcome.rolled for outcome in outcomes)}
-    return Response(answer.with_timings(body, timings), media_type=MEDIA_TYPE)
+    call.facts["cache"] = ", ".join(results(asked.entries))
+    return Response(answer.with_timings(body, timings), media_type=MEDIA_TYPE, headers={"x-cache": call.facts["cache"]})
 
 
 def _encode_one(entry: Entry, source: Provenance) -> bytes:

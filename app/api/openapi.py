@@ -42,6 +42,9 @@ and sample paths when asked.
   fail, the answer is an error: all that is invalid, or else the error of highest status. Overload refuses a batch whole.
 - **Priority**: `bulk` waits for, and is refused before, `interactive`. The header `X-Priority: bulk` says it before the
   body is read; the body's `priority` says it too, and bulk in either place counts.
+- **Cache**: an identical request within a few seconds is answered from memory, and identical ones under way are computed
+  once; `X-Cache` says so. Forecasts without a `seed` are always drawn anew. `Cache-Control: no-cache` has an answer
+  computed, `no-store` also leaves nothing behind.
 - **Errors** are `application/problem+json`; `errors` names the offending elements, the first {listed} of them.
 
 The page `/docs` loads its script and style from a public CDN; `/openapi.json` needs no network.
@@ -113,13 +116,21 @@ def _operation(name: str, summary: str, path: str, takes: list[str], gives: list
         "name": "X-Priority", "in": "header", "required": False,
         "schema": {"type": "string", "enum": ["interactive", "bulk"]},
     }  # fmt: skip
+    caching = {
+        "name": "Cache-Control", "in": "header", "required": False, "schema": {"type": "string"},
+        "description": "no-cache: compute; no-store: compute and keep nothing; others are ignored",
+    }  # fmt: skip
+    responses = _responses("application/json", _any_of(gives), REQUEST_KINDS)
+    responses["200"]["headers"]["X-Cache"] = {
+        "description": "hit, miss, coalesced or bypass; of a batch, each that occurred", "schema": {"type": "string"},
+    }  # fmt: skip
     return {
         "operationId": name,
         "summary": summary,
         "tags": ["predictions"],
-        "parameters": [priority],
+        "parameters": [priority, caching],
         "requestBody": {"required": True, "content": {"application/json": {"schema": _any_of(takes), "examples": shown}}},
-        "responses": _responses("application/json", _any_of(gives), REQUEST_KINDS),
+        "responses": responses,
     }
 
 

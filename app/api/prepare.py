@@ -50,6 +50,11 @@ class PreparedForecast:
         """Sample paths × steps."""
         return self.work.sample_count * len(self.timestamps)
 
+    @property
+    def repeatable(self) -> bool:
+        """True if the same request would get the same answer: its seed was not drawn here."""
+        return self.asked.overrides.seed is not None
+
 
 @dataclass(frozen=True)
 class PreparedEmbedding:
@@ -59,6 +64,7 @@ class PreparedEmbedding:
     series_id: str | None
     warnings: list[Notice]
     units: int = 1
+    repeatable: bool = True
 
 
 def prepare_forecast(item: ForecastItem, bounds: Bounds, prefix: str = "") -> PreparedForecast:

@@ -135,6 +135,7 @@ class TimingsDoc(Struct, kw_only=True, forbid_unknown_fields=True):
     read: float | UnsetType = UNSET
     parse: float | UnsetType = UNSET
     prepare_frame: float | UnsetType = UNSET
+    cache: float | UnsetType = UNSET
     queue: float | UnsetType = UNSET
     encode: float | UnsetType = UNSET
     prefill: float | UnsetType = UNSET

@@ -6,11 +6,14 @@ Knows: whether the worker is loading, ready or leaving. Does not know: who build
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Final
 
 from app.api.prepare import Bounds
+from app.cache import Cache
 from app.engine import Engine
 from app.errors import Draining, NotReady
 from app.settings import Settings
@@ -32,6 +35,13 @@ class Served:
     vocabulary: int  # s1 tokens
     device: str
     dtype: str
+    build: str = ""  # what else decides the numbers: the runner's build, configurations of model and tokenizer
+
+    @cached_property
+    def identity(self) -> bytes:
+        """32 bytes that name this model: the same for all workers whose answers are the same."""
+        named = (self.model_version, self.tokenizer_version, self.max_context, self.device, self.dtype, self.build)
+        return hashlib.sha256(repr(named).encode()).digest()
 
 
 @dataclass
@@ -39,9 +49,11 @@ class Worker:
     """The state of this process."""
 
     settings: Settings
+    cache: Cache = field(default_factory=Cache)
     served: Served | None = None
     leaving: bool = field(default=False)
     waiting: int = field(default=0)
+    looking: int = field(default=0)
 
     def require(self) -> Served:
         """What is served. Raises NotReady while it is loading."""

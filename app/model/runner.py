@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from app import memory
-from app.model.native.build import KernelUnavailable
+from app.model.native.build import KernelUnavailable, best_isa, library_path
 from app.model.native.runner import NativeRunner
 from app.model.weights import NO_TORCH, Checkpoint
 from app.work import Runner
@@ -41,6 +41,16 @@ def build_runner(checkpoint: Checkpoint, *, num_slots: int, device: Device = "au
         return _torch_runner(checkpoint, num_slots, "cpu", dtype)
     _check_room(runner.cache_bytes, num_slots)
     return runner
+
+
+def build_of(runner: Runner) -> str:
+    """What decides the last bits of a result besides the checkpoint: sources, flags and instruction set of the kernel, or
+    torch's version and the GPU."""
+    if isinstance(runner, NativeRunner):
+        return library_path(best_isa()).name
+    import torch
+
+    return f"torch {torch.__version__} {torch.cuda.get_device_name() if runner.device == 'cuda' else 'cpu'}"
 
 
 def _check_room(cache_bytes: int, num_slots: int) -> None:

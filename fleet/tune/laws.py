@@ -182,10 +182,12 @@ def column_means(table: Floats, weights: Floats) -> Floats:
 
 
 def _parameters(name: str, table: Floats, counts: Floats) -> dict[str, Interval]:
-    rounds = len(table)
-    everything = np.full((1, rounds), 1 / rounds)
+    """With the certainty of as many rounds as a count has runs: rounds that measured a few counts only do not add to it."""
+    rows = len(table)
+    rounds = int((~np.isnan(table)).sum()) // len(counts)
+    everything = np.full((1, rows), 1 / rows)
     point = FAMILIES[name].fit(column_means(table, everything), counts)
     if rounds < 2:
         return {key: expanded(value, float(value[0]), 1) for key, value in point.items()}
-    spread = FAMILIES[name].fit(column_means(table, resamples(rounds)), counts)
+    spread = FAMILIES[name].fit(column_means(table, resamples(rows)), counts)
     return {key: expanded(spread[key], float(value[0]), rounds) for key, value in point.items()}

@@ -50,9 +50,10 @@ class Live:
     app: tuple[str, ...] = STUB
 
     def environment(self, more: Mapping[str, str] | None) -> dict[str, str]:
-        """This process's without settings of workers."""
+        """This process's without settings of workers, but for the result cache: workers that are to be at work are asked the
+        same few requests again and again."""
         inherited = {key: value for key, value in os.environ.items() if not key.startswith(("KRONOS_", "FLEET_"))}
-        return {**inherited, **(more or {})}
+        return {**inherited, "KRONOS_CACHE_TTL": "0", **(more or {})}
 
     def start_cli(self, *arguments: str, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
         """``python -m fleet`` in a process of its own, output in one pipe."""

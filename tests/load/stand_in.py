@@ -23,7 +23,7 @@ Message = dict[str, Any]
 
 ROUTES: Final = ("/v1/predict/single", "/v1/predict/batch")
 STAGES: Final = (
-    "read", "parse", "prepare_frame", "queue", "encode", "prefill", "decode", "detokenise", "inverse", "serialise",
+    "read", "parse", "prepare_frame", "cache", "queue", "encode", "prefill", "decode", "detokenise", "inverse", "serialise",
 )  # fmt: skip
 TIMINGS: Final = {**dict.fromkeys(STAGES, 0.01), "total": 0.1, "rolled": False}
 WORKER: Final = "stand-in"

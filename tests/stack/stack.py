@@ -105,8 +105,9 @@ class Stack:
 
     @property
     def environment(self) -> dict[str, str]:
-        """The dials: of .env, given by the environment, which comes first."""
-        return {"TORCH_INDEX": "none", **self.env, "PUBLISH_PORT": str(self.port)}
+        """The dials: of .env, given by the environment, which comes first. Nothing is answered from the result cache, since the
+        same few requests are asked again and again of workers that are to be at work."""
+        return {"TORCH_INDEX": "none", "KRONOS_CACHE_TTL": "0", **self.env, "PUBLISH_PORT": str(self.port)}
 
     def compose(self, *arguments: str) -> str:
         """``docker compose …`` of this project."""

@@ -4,7 +4,7 @@
 import { Counter, Rate, Trend } from 'k6/metrics';
 
 export const STAGES = [
-  'read', 'parse', 'prepare_frame', 'queue', 'encode', 'prefill', 'decode', 'detokenise', 'inverse', 'serialise',
+  'read', 'parse', 'prepare_frame', 'cache', 'queue', 'encode', 'prefill', 'decode', 'detokenise', 'inverse', 'serialise',
 ];
 
 // The one point of each request to judge later: from the first byte sent to the last received, who answered, how it ended.
