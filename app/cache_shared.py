@@ -101,8 +101,7 @@ class Shared:
     def tell(self, key: bytes, outcome: Outcome) -> None:
         """Leave an outcome for the others, in the background."""
         value = pack(key, outcome)
-        if len(value) <= MOST_BYTES:
-            self._write(self._store(key, value))
+        self._write(self._store(key, value if len(value) <= MOST_BYTES else None))
 
     def forget(self, key: bytes, priority: Priority) -> None:
         """Give the lock back without an outcome, in the background, so that nobody waits in vain."""
@@ -130,9 +129,10 @@ class Shared:
         except Exception as error:  # nothing that happens here is a prediction's business
             self.breaker.trip(error)
 
-    async def _store(self, key: bytes, value: bytes) -> None:
+    async def _store(self, key: bytes, value: bytes | None) -> None:
         async with self._client.pipeline(transaction=False) as pipe:
-            pipe.set(_name(key), value, px=self._ttl_ms)
+            if value is not None:
+                pipe.set(_name(key), value, px=self._ttl_ms)
             pipe.delete(*(_lock(key, priority) for priority in PRIORITIES))
             await pipe.execute()
 

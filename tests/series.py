@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from app import quota
 from app.metrics import REGISTRY
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,7 +30,8 @@ NOT_SERIES = {
 
 
 def of_workers() -> set[str]:
-    """Names of the series in app/metrics.py, those of the process among them."""
+    """Names of the series in app/metrics.py, those of the process and of its quota among them."""
+    quota.publish()
     return {family.name + suffix for family in REGISTRY.collect() for suffix in SUFFIXES.get(family.type, [""])}
 
 

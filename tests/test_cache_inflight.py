@@ -74,14 +74,13 @@ def test_a_batch_that_must_begin_anew_is_refused_whole() -> None:
     with gated(Settings(prewarm=False)) as (running, gate), ThreadPoolExecutor(3) as pool:
         known, steps = request(12, overrides={"pred_len": 4, "seed": 3}), ASKED["overrides"]["pred_len"]
         assert httpx.post(running.url + SINGLE, json=known).status_code == 200
-        sent = burst(running, pool, [request(overrides={"pred_len": 100}), ASKED | {"timeout": 0.5}], gate)
+        sent = burst(running, pool, [request(overrides={"pred_len": 100}), ASKED | {"timeout": 0.4}], gate)
         batch = pool.submit(httpx.post, running.url + BATCH, json={"items": [known, ASKED]}, timeout=20)
         assert until(lambda: value("kronos_concurrent_requests") == 3)
         engine_of(running.app)._admission.limits = Limits(max_work=100 + steps - 1)
-        gate.delay_s = 0.005  # so that the first one's work is still there
-        time.sleep(0.6)
+        gate.delay_s = 0.003  # so that the first one's work is still there
+        assert until(sent[1].done) and sent[1].result().status_code == 504
         gate.open.set()
-        assert sent[1].result().status_code == 504
         assert batch.result().status_code == 429
         assert sent[0].result().status_code == 200
 

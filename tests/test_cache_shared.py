@@ -170,8 +170,11 @@ def test_interactive_does_not_wait_for_another_workers_bulk(shared: Settings) ->
 
 
 @needs_server
-def test_a_worker_that_takes_too_long_or_died_is_waited_for_briefly(kv: KeyValueServer, shared: Settings) -> None:
+def test_a_worker_that_takes_too_long_or_died_is_waited_for_briefly(
+    kv: KeyValueServer, shared: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its lock ends by itself; and should it not, whoever waits computes all the same."""
+    monkeypatch.setattr(cache_shared, "LOCK_S", 0.5)
     with gated(shared) as (one, gate), client(shared) as two, ThreadPoolExecutor(1) as pool:
         gate.open.clear()
         stuck = pool.submit(httpx.post, one.url + SINGLE, json=ASKED, timeout=20)
@@ -227,6 +230,15 @@ def test_a_refused_worker_keeps_no_lock(kv: KeyValueServer, shared: Settings) ->
         assert until(lambda: command(kv, b"DBSIZE").startswith(b":1")), "the lock of the long one only"
         gate.open.set()
         assert long.result().status_code == 200
+
+
+@needs_server
+def test_what_is_too_large_is_not_shared(kv: KeyValueServer, shared: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor waited for: its lock is gone when it is computed."""
+    monkeypatch.setattr(cache_shared, "MOST_BYTES", 100)
+    with client(shared) as one:
+        assert one.post(SINGLE, json=ASKED).headers["x-cache"] == "miss"
+        assert until(lambda: command(kv, b"DBSIZE").startswith(b":0"), 0.5 * cache_shared.LOCK_S)
 
 
 @needs_server

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
+import sys
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -125,9 +126,14 @@ def test_another_model_has_other_keys(field: str) -> None:
     assert served.identity == dataclasses.replace(served).identity
 
 
-def test_the_build_of_torch_runners_is_torchs_own() -> None:
-    """Where no kernel computes, torch's version decides the last bits."""
-    assert build_of(FakeRunner()) == f"torch {torch.__version__} cpu"
+def test_the_build_of_torch_runners_is_torchs_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no kernel computes, torch's version and the GPU decide the last bits."""
+    torch = SimpleNamespace(__version__="2.15.0", cuda=SimpleNamespace(get_device_name=lambda: "H200"))
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    runner = FakeRunner()
+    assert build_of(runner) == "torch 2.15.0 cpu"
+    runner.device = "cuda"
+    assert build_of(runner) == "torch 2.15.0 H200"
 
 
 class Clock:

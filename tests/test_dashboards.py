@@ -19,9 +19,10 @@ from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.cog.plugins import register_default_plugins
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
-from app.metrics import REGISTRY, STAGES
+from app.metrics import STAGES
 from grafana import build
 from tests.dashboards import FOLDER, VARIABLE, Asked, Document, asked, documents, faults, panels, variables
+from tests.series import of_workers
 
 ROOT = Path(__file__).resolve().parents[1]
 BOARDS = documents()
@@ -44,13 +45,6 @@ K6 = {
 
 CORE = {"timeseries", "stat", "table", "heatmap", "bargauge"}
 UNITS = {"s", "reqps", "ops", "percentunit", "short", "bytes"}
-
-
-@functools.cache
-def of_workers() -> set[str]:
-    """Names of the series in app/metrics.py."""
-    suffixes = {"counter": ["_total"], "histogram": ["_bucket", "_sum", "_count"], "gauge": [""], "info": ["_info"]}
-    return {family.name + suffix for family in REGISTRY.collect() for suffix in suffixes.get(family.type, [""])}
 
 
 @functools.cache
