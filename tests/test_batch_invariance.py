@@ -107,7 +107,12 @@ OTHERS = [(isa, dtype) for dtype in ("float32", "bfloat16") for isa in LOCAL_ISA
 
 
 @pytest.mark.parametrize(
-    ("count", "isa", "dtype"), [(2300, LOCAL_ISAS[0], "float32"), *((100, isa, dtype) for isa, dtype in OTHERS)]
+    ("count", "isa", "dtype"),
+    [
+        (400, LOCAL_ISAS[0], "float32"),
+        pytest.param(2300, LOCAL_ISAS[0], "float32", marks=pytest.mark.slow),
+        *((100, isa, dtype) for isa, dtype in OTHERS),
+    ],
 )
 def test_a_result_is_the_same_alone_and_in_any_batch(count: int, isa: str, dtype: str) -> None:
     """Requests of every length, horizon, sampling, sample count and class share steps, roll, are paused and given up;

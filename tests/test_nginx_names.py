@@ -22,6 +22,8 @@ from tests.fleet.live import Traffic, ask, load, wait_until
 from tests.nginx_rig import NOERROR, NXDOMAIN, PREDICT, SERVFAIL, Rig, rig, seconds
 from tests.scripted_workers import Asked, answer
 
+pytestmark = pytest.mark.slow  # seconds pass until a DNS is believed again
+
 
 async def echo(asked: Asked) -> bytes | None:
     """Takes a moment, and answers what was asked."""
