@@ -24,7 +24,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app import metrics
+from app import metrics, quota
 from app.admission import Limits
 from app.api.edge import Edge
 from app.api.faults import LISTED
@@ -84,6 +84,7 @@ def make_cache(settings: Settings) -> Cache:
 def create_app(settings: Settings, loader: Loader = load_model, leave: Exit = os._exit) -> FastAPI:
     """The application of one worker. ``leave`` ends the process when it is beyond help."""
     worker = Worker(settings, make_cache(settings))
+    quota.publish()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from app.quota import QuotaCollector
+from tests.serving import client
 
 V2 = {"cpu.max": "20000 100000\n", "cpu.stat": "usage_usec 9\nnr_periods 50\nnr_throttled 40\nthrottled_usec 2500000\n"}
 V1 = {
@@ -36,3 +37,9 @@ def test_a_quota_and_what_it_did(tmp_path: Path, files: dict[str, str]) -> None:
 def test_without_a_quota_there_are_no_samples(tmp_path: Path, changed: dict[str, str]) -> None:
     """No cgroups, or no limit: nothing that looks like a quota of 0."""
     assert collected(tmp_path, changed) == {}
+
+
+def test_a_worker_says_it() -> None:
+    """With the other metrics, whether or not there is a quota here."""
+    with client() as http:
+        assert "# TYPE kronos_cpu_quota_cores gauge" in http.get("/metrics").text
