@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -29,6 +30,9 @@ NO_EFFECT: Final = {
     "embedding_workers": "embeddings are computed by the thread that owns the model",
     "db_workers": "this worker has no database",
 }
+
+
+CREDENTIALS: Final = re.compile(r"//[^@/]*@")  # in an address; they are not for logs
 
 
 class SettingsError(ValueError):
@@ -200,7 +204,8 @@ def _explain(entry: dict[str, Any], origin: Mapping[str, str]) -> str:
     if not entry["loc"]:
         return str(entry["msg"]).removeprefix("Value error, ")
     name = str(entry["loc"][0])
-    return f"{origin.get(name, name)} = {entry['input']!r}: {entry['msg']}"
+    shown = CREDENTIALS.sub("//…@", repr(entry["input"]))
+    return f"{origin.get(name, name)} = {shown}: {entry['msg']}"
 
 
 def _read(environment: Mapping[str, str], config: Path | None) -> Any:

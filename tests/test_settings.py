@@ -71,6 +71,7 @@ def test_a_setting_without_effect_says_so(tmp_path: Path) -> None:
         ({"KRONOS_WORKER_NAME": "a b"}, ["KRONOS_WORKER_NAME"]),
         ({"KRONOS_INFERENCE_TIMEOUT": "90"}, ["KRONOS_INFERENCE_TIMEOUT (90 s)", "KRONOS_REQUEST_TIMEOUT (60 s)"]),
         ({"KRONOS_CONFIG": str(NOWHERE)}, [str(NOWHERE), "no such file", "KRONOS_CONFIG"]),
+        ({"KRONOS_REDIS_URL": "rdis://me:secret@host"}, ["KRONOS_REDIS_URL (environment) = 'rdis://…@host'", "rediss?"]),
         ({"KRONOS_A": "1", "KRONOS_THREADS": "x"}, ["KRONOS_A", "KRONOS_THREADS"]),
     ],
 )
