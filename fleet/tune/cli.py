@@ -151,7 +151,7 @@ def real(options: argparse.Namespace, asked: plan.Plan) -> Iterator[runner.Runne
 
     dials = load.parse_dials(None, options.dials)
     configuration = Configuration.of(asked.grid, os.environ)
-    desk, runtime = runtimes.make(options.runner, runtimes.place(options), configuration.env, Console(stderr=True))
+    desk, runtime = runtimes.make(options.runner, runtimes.place(options), configuration.env, Console(quiet=True))
     workers, change = runtime.front().workers, configuration.changer(runtime)
     found = k6.find_or_build(say)
     with locked(desk.folders, "tune"):
