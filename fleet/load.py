@@ -30,6 +30,8 @@ from fleet.k6 import ROOT, ask_version, find_or_build, tell
 SCRIPT: Final = "tests/load/baseline.js"
 DIALS: Final[dict[str, dict[str, Any]]] = json.loads((ROOT / "tests" / "load" / "dials.json").read_text())
 SCRATCH: Final = ROOT / "reports" / "scratch"
+POINTS: Final = "raw.json.gz"
+"""Every point of a run, one JSON document a line."""
 PROMETHEUS_TIMEOUT_S: Final = 2.0
 TREND_STATS: Final = "avg,med,p(95),p(99),max,count"
 # k6's exit codes (its package errext/exitcodes), in words.
@@ -61,7 +63,7 @@ class Run:
 
     def argv(self) -> list[str]:
         """The command. Load is given by dials only: k6's own --vus and --duration would override the scenarios."""
-        outputs = [f"--out=json={self.folder}/raw.json.gz"] if self.raw else []
+        outputs = [f"--out=json={self.folder}/{POINTS}"] if self.raw else []
         outputs += ["--out=experimental-prometheus-rw"] if self.prometheus else []
         given = {**self.dials, "OUT": self.folder}
         dials = [argument for name, value in given.items() for argument in ("-e", f"{name}={value}")]

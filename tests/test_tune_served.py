@@ -43,7 +43,7 @@ POINTS = [
 
 def test_k6s_points_become_requests() -> None:
     """k6 writes milliseconds and when a request was done; due is the difference, from the first on; only right answers are ok."""
-    loaded = served.read(line.encode() for line in POINTS)
+    loaded = served.loaded(line.encode() for line in POINTS)
     seen = [(round(one.t, 6), one.latency_s, one.ok, one.worker) for one in loaded.requests]
     assert seen == [(0, 0.5, True, "2"), (0.3, 0.1, False, "none")]
     assert loaded.dropped == 4 and loaded.inside_s == pytest.approx(0.3) and loaded.outside_s is None

@@ -83,8 +83,8 @@ def measure(study: Study, slot: Slot, up: Up, k6: Path, folder: Folder) -> RunRe
     taken = round(time.monotonic() - started, 1)
     if code not in GOOD_CODES:
         raise LoadFailed(f"{slot.id}: {load.meaning(code)}", f"read {draft / SAID}; the same command goes on")
-    store_points(draft / "raw.json.gz", draft / POINTS)
-    (draft / "raw.json.gz").unlink()
+    store_points(draft / load.POINTS, draft / POINTS)
+    (draft / load.POINTS).unlink()
     (draft / SAID).unlink()  # the summary is there twice, and the rest is a progress bar
     said = watch.samples, watch.answers
     record = RunRecord(slot.id, slot.round, slot.variant.name, dials, begun, taken, code, load.meaning(code), *said)

@@ -66,8 +66,14 @@ class Loaded:
     outside_s: float | None = None
 
 
-def read(lines: Iterable[bytes]) -> Loaded:
-    """From the lines of ``raw.json``."""
+def read(folder: Path) -> Loaded:
+    """From the points that k6 has written there."""
+    with gzip.open(folder / load.POINTS) as raw:
+        return loaded(raw)
+
+
+def loaded(lines: Iterable[bytes]) -> Loaded:
+    """From k6's points, one JSON document a line."""
     kinds, points = msgspec.json.Decoder(_Kind), msgspec.json.Decoder(_Point)
     found: dict[str, list[_Data]] = {LATENCY: [], INSIDE: [], OUTSIDE: [], DROPPED: []}
     for line in lines:
@@ -131,7 +137,8 @@ class FleetRunner:
             vus = USERS_TO_WARM * workers
             warm = RunSpec(workers, "closed", None, vus, WARM_S, 0, 0)
             with tempfile.TemporaryDirectory() as folder:
-                seen = {request.worker for request in self._load(warm, Path(folder)).requests if request.ok}
+                self._load(warm, Path(folder))
+                seen = {request.worker for request in read(Path(folder)).requests if request.ok}
             if len(seen) >= workers:
                 return
         raise WorkerFailed(f"of {workers} workers {len(seen)} answer through the door", f"{self.runtime.command} status")
@@ -139,15 +146,17 @@ class FleetRunner:
     def _measure(self, spec: RunSpec) -> RunResult:
         with tempfile.TemporaryDirectory() as folder:
             begun = vitals.begin(self.runtime)
-            loaded, ended = self._load(spec, Path(folder)), vitals.end(self.runtime)
+            self._load(spec, Path(folder))
+            ended = vitals.end(self.runtime)
+            seen = read(Path(folder))
         cpu = vitals.cpu(begun, ended, spec.duration_s, self.worker_cores)
-        server = vitals.server(begun, ended, loaded.inside_s, loaded.outside_s)
-        end = End(True, spec.duration_s, loaded.dropped, cpu, server)
+        server = vitals.server(begun, ended, seen.inside_s, seen.outside_s)
+        end = End(True, spec.duration_s, seen.dropped, cpu, server)
         encoder = msgspec.json.Encoder()
-        return RunResult(b"".join(encoder.encode(one) + b"\n" for one in [*loaded.requests, end]))
+        return RunResult(b"".join(encoder.encode(one) + b"\n" for one in [*seen.requests, end]))
 
-    def _load(self, spec: RunSpec, folder: Path) -> Loaded:
-        """Run k6 to its end. Raises LoadFailed."""
+    def _load(self, spec: RunSpec, folder: Path) -> None:
+        """Run k6 to its end; its points are in the folder. Raises LoadFailed."""
         dials = dials_of(spec, self.objective, self.runtime.front().url, self.dials)
         run = load.Run(str(self.k6), dials, str(folder), dashboard=False)
         limit_s = spec.duration_s + self.patience_s
@@ -166,8 +175,6 @@ class FleetRunner:
         if code not in GOOD_CODES:
             last = (folder / "said").read_text(errors="replace").strip().splitlines()[-1:]
             raise LoadFailed(": ".join([load.meaning(code), *last]), "try the same load with python -m fleet.load")
-        with gzip.open(folder / "raw.json.gz") as raw:
-            return read(raw)
 
 
 def dials_of(spec: RunSpec, objective: Objective, url: str, given: Mapping[str, str]) -> dict[str, str]:
