@@ -107,7 +107,6 @@ def a_fleet(name: str, limit: Limit, reports: Path) -> Iterator[tuple[list[str],
         up += ["--without", "grafana", "--without", "prometheus"]
     else:
         up += ["--port", str(PORT), "--worker-port", str(PORT + 1)]
-    os.environ.update(env)  # ``tune`` brings workers up with the environment of its process
     try:
         if fleet([*where, *up], env):
             sys.exit(f"{name}: no fleet")

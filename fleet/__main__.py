@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None, env: Mapping[str, str] = os.environ)
     rehearsing = getattr(options, "dry_run", False)
     try:
         if options.verb in tuning.VERBS:
-            tuning.run(options)
+            tuning.run(options, env)
             return 0
         desk, runtime = runtimes.make(runtime_of(options, env), runtimes.place(options), env, console, rehearsing)
         changing = options.verb in CHANGING and not rehearsing

@@ -17,7 +17,7 @@ from prometheus_client.metrics_core import Metric
 from app import metrics
 from app.quota import QuotaCollector
 from app.settings import table
-from benchmarks import limits, tuner_truth
+from benchmarks import tuner_truth
 from benchmarks.studies.catalogue import STUDIES
 from fleet import load
 
@@ -162,12 +162,6 @@ def truth_table() -> str:
     return f"```\n{tuner_truth.table(msgspec.json.decode(path.read_bytes(), type=list[tuner_truth.Score]))}\n```"
 
 
-def limits_table() -> str:
-    """What benchmarks/limits.py stored."""
-    [path] = (ROOT / "reports").glob("*-limits/limits.json")
-    return limits.table(path.parent)
-
-
 def study_tables(study: str) -> str:
     """The tables of a study of benchmarks/capacity.py, but for the one with every run; headings are those of NOTES.md."""
     [path] = (ROOT / "reports").glob(f"*-capacity-{study}/table.md")
@@ -186,7 +180,7 @@ GENERATED: dict[str, Callable[[], str]] = {
     "settings": table, "dials": dials_table, "load": load.dials_table, "metrics": metrics_table,
     "engine": engine_table, "bfloat16": bfloat16_table, "stack": stack_table,
     "users": users_table, "cost": cost_table, "http": http_table,
-    "truth": truth_table, "limits": limits_table, "campaign": partial(campaign_tables, "five-workers"),
+    "truth": truth_table, "campaign": partial(campaign_tables, "five-workers"),
     **{f"study-{study}": partial(study_tables, study) for study in STUDIES},
 }  # fmt: skip
 DOCUMENTS = ("README.md", "NOTES.md")

@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from fleet.__main__ import main as fleet_main
 from fleet.errors import BadSetting
 from fleet.tune import __main__ as entry
 from fleet.tune import cli, report, simulate
@@ -283,3 +284,10 @@ def test_mistakes_say_what_to_type_instead(
 def test_all_verbs_have_a_function() -> None:
     """What the parser knows can be done."""
     assert set(cli.VERBS) == {"tune", "simulate", "report", "compare"}
+
+
+def test_the_environment_that_was_given_is_the_one_that_counts(capsys: pytest.CaptureFixture[str]) -> None:
+    """``main`` may be called with another than the process's: settings of new workers, and which runtime is meant, are in it."""
+    asked = ["tune", "--slo", "p95=1s", "--rate", "5", "--workers", "1"]
+    assert fleet_main(asked, {"FLEET_RUNTIME": "elsewhere"}) == BadSetting.code
+    assert "elsewhere" in capsys.readouterr().err

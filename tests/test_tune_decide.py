@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.tuner_truth import in_memory
+from benchmarks.tuner_fleets import in_memory
 from fleet.tune import bottleneck, campaign, compare, decide, laws, simulate
 from fleet.tune.analyst import Analyst
 from fleet.tune.decide import Chance

@@ -6,8 +6,9 @@ import msgspec
 import numpy as np
 import pytest
 
-from benchmarks import tuner_truth
-from benchmarks.tuner_truth import EXPECTED, FAMILIES, draw, judge, long_run, table
+from benchmarks import tuner_fleets
+from benchmarks.tuner_fleets import EXPECTED, FAMILIES, draw, long_run
+from benchmarks.tuner_truth import judge, table
 from fleet.tune import simulate
 from fleet.tune.objective import Objective
 
@@ -21,10 +22,10 @@ def test_the_truth_is_queueing_theory() -> None:
 def test_the_truth_is_the_smallest_count_at_the_slow_end() -> None:
     """Noise makes the answer larger when the objective is near."""
     law = simulate.Law(service=simulate.Service(mean_s=0.06, cv=0.5))
-    calm, seen = tuner_truth.truth(law, Objective(0.95, 0.2))
+    calm, seen = tuner_fleets.truth(law, Objective(0.95, 0.2))
     assert calm == 3 and seen[3] <= 0.2
     noisy = msgspec.structs.replace(law, noise=simulate.Noise(run=0.15))
-    assert tuner_truth.truth(noisy, Objective(0.95, 0.2))[0] == 4
+    assert tuner_fleets.truth(noisy, Objective(0.95, 0.2))[0] == 4
 
 
 def test_every_family_has_its_limit() -> None:

@@ -6,6 +6,7 @@ Knows: how errors are shown. Does not know: what the verbs do.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -20,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     top.set_defaults(runtime=None, run=".run", project=None, file=None)
     options = top.parse_args(argv)
     try:
-        cli.run(options)
+        cli.run(options, os.environ)
     except FleetError as error:
         sys.stderr.write(f"{error.what}\nNext: {error.then}\n")
         return error.code

@@ -6,7 +6,6 @@ Knows: argparse, where reports go. Does not know: statistics.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -60,12 +59,12 @@ def add_verbs(verb: Subparsers) -> None:
     versus.add_argument("--effect", type=float, default=0.05, help="smallest that matters (default: 0.05)")
 
 
-def run(options: argparse.Namespace) -> None:
-    """Do what was asked. Raises FleetError."""
-    VERBS[options.verb](options)
+def run(options: argparse.Namespace, env: Mapping[str, str]) -> None:
+    """Do what was asked; ``env`` is the operator's, where new workers get their settings from. Raises FleetError."""
+    VERBS[options.verb](options, env)
 
 
-def tune(options: argparse.Namespace) -> None:
+def tune(options: argparse.Namespace, env: Mapping[str, str]) -> None:
     """Plan, measure what is missing, report."""
     from fleet.options import runtime_of
     from fleet.tune import raw, session
@@ -75,11 +74,11 @@ def tune(options: argparse.Namespace) -> None:
     if options.plan:
         return
     if options.runner is None:
-        options.runner = runtime_of(options, os.environ)
+        options.runner = runtime_of(options, env)
     described = " ".join([options.runner, *(f"-e {dial}" for dial in options.dials)])
     campaign = raw.Campaign(options.name, asked, session.origin(described, ROOT), options.price)
     folder, campaign = session.open_folder(place(Path(options.reports), options.name), campaign)
-    with measuring(options, asked) as found:
+    with measuring(options, asked, env) as found:
         session.Session(folder, campaign, found, say).go_on()
     finish(folder)
 
@@ -125,7 +124,7 @@ def place(reports: Path, name: str) -> Path:
 
 
 @contextmanager
-def measuring(options: argparse.Namespace, asked: plan.Plan) -> Iterator[runner.Runner]:
+def measuring(options: argparse.Namespace, asked: plan.Plan, env: Mapping[str, str]) -> Iterator[runner.Runner]:
     """The runner of these options; a real fleet is locked meanwhile, and gets its workers back. Raises FleetError."""
     from fleet.tune.runner import ExecRunner
 
@@ -133,14 +132,14 @@ def measuring(options: argparse.Namespace, asked: plan.Plan) -> Iterator[runner.
     if kind == "exec" and command.strip():
         yield ExecRunner(command, options.patience)
     elif kind in BUILT_IN and not command:
-        with real(options, asked) as found:
+        with real(options, asked, env) as found:
             yield found
     else:
         raise BadSetting(f"no runner {options.runner!r}", "--runner exec:COMMAND, like exec:'python -m fleet simulate LAW.json'")
 
 
 @contextmanager
-def real(options: argparse.Namespace, asked: plan.Plan) -> Iterator[runner.Runner]:
+def real(options: argparse.Namespace, asked: plan.Plan, env: Mapping[str, str]) -> Iterator[runner.Runner]:
     """A fleet that is up, under k6. Raises NotUp, NoK6, Busy, BadSetting."""
     from rich.console import Console
 
@@ -150,7 +149,7 @@ def real(options: argparse.Namespace, asked: plan.Plan) -> Iterator[runner.Runne
     from fleet.tune.setting import Configuration
 
     dials = load.parse_dials(None, options.dials)
-    configuration = Configuration.of(asked.grid, os.environ)
+    configuration = Configuration.of(asked.grid, env)
     desk, runtime = runtimes.make(options.runner, runtimes.place(options), configuration.env, Console(quiet=True))
     workers, change = runtime.front().workers, configuration.changer(runtime)
     found = k6.find_or_build(say)
@@ -163,7 +162,7 @@ def real(options: argparse.Namespace, asked: plan.Plan) -> Iterator[runner.Runne
             runtime.scale(workers)
 
 
-def report_again(options: argparse.Namespace) -> None:
+def report_again(options: argparse.Namespace, _env: Mapping[str, str]) -> None:
     """From raw data alone."""
     from fleet.tune.raw import Folder
 
@@ -179,7 +178,7 @@ def finish(folder: raw.Folder) -> None:
     say(f"Report: {folder.path / 'report.md'}")
 
 
-def compare_two(options: argparse.Namespace) -> None:
+def compare_two(options: argparse.Namespace, _env: Mapping[str, str]) -> None:
     """Both metrics, one line each."""
     from fleet.tune import versus
 
@@ -187,7 +186,7 @@ def compare_two(options: argparse.Namespace) -> None:
         say(line)
 
 
-def imitate(options: argparse.Namespace) -> None:
+def imitate(options: argparse.Namespace, _env: Mapping[str, str]) -> None:
     """One run of a simulated fleet."""
     from fleet.tune import simulate
 
