@@ -93,9 +93,9 @@ def judge(case: Case, preset: str, seed: int) -> Score:
             found = compare.judge(Interval(math.log(alike.value), math.log(alike.low), math.log(alike.high)), AA_EFFECT, True)
             score.false_alarms.append(found in {"better", "worse"})
     capacities(score, case, evidence, law)
-    if got is not None:
-        logs = np.log(evidence.values("open", got, lambda stats: stats.quantile))
-        score.covers("run-level quantile", mean_interval(logs), run_level(case, plan, got, evidence.cuts["open"]))
+    if answer is not None and answer.quantile is not None:
+        mean = math.exp(run_level(case, plan, answer.workers, evidence.cuts["open"]))
+        score.covers("run-level quantile", answer.quantile, mean)
     if model is not None and plan.held_out is not None:
         [(_, predicted)] = analyst.predictions([record for record in records if record.slot.stage == "sweep"])
         logs = np.log([r.stats.quantile for r in evidence.of("open", plan.held_out) if r.stats and r.slot.stage == "held-out"])

@@ -219,6 +219,7 @@ def test_a_grid_is_swept_and_the_best_setting_wins(tmp_path: Path) -> None:
     assert (first, second, found.best) == (3, 2, 1)
 
 
+@pytest.mark.slow
 def test_each_axis_of_a_grid_has_its_law(tmp_path: Path) -> None:
     """Threads with a serial share of 0.3 follow Amdahl's law along their axis; an axis of two values has none."""
     law = msgspec.structs.replace(rigs.LAW, thread_serial=0.3)
@@ -241,6 +242,7 @@ def tune(tmp_path: Path, *more: str) -> list[str]:
     return ["tune", *wanted, "--runner", runner, "--reports", str(tmp_path / "reports"), "--name", "try", *more]
 
 
+@pytest.mark.slow
 def test_the_command_line_from_plan_to_verdict(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -40,6 +41,20 @@ def test_95_per_cent_intervals_cover_95_per_cent(rounds: int) -> None:
     random = np.random.default_rng(5)
     found = [mean_interval(random.normal(1.0, 0.3, rounds)) for _ in range(1500)]
     assert 0.93 <= np.mean([interval.low <= 1.0 <= interval.high for interval in found]) <= 0.97
+
+
+def test_who_stops_when_it_is_narrow_keeps_the_first_looks_freedom() -> None:
+    """Rounds go on until the interval is within ± 0.2: as if their number had been fixed, it holds the truth too rarely."""
+    random, covered = np.random.default_rng(9), {None: 0, 6: 0}
+    for _ in range(1000):
+        values = random.normal(0, 0.35, 40)
+        for first in covered:
+            rounds = 6
+            while rounds < 40 and mean_interval(values[:rounds], first).half > 0.2:
+                rounds += 1
+            found = mean_interval(values[:rounds], first)
+            covered[first] += found.low <= 0 <= found.high
+    assert covered[None] < 930 <= covered[6] <= 975
 
 
 def test_few_rounds_rank_and_do_not_claim() -> None:
@@ -79,7 +94,17 @@ def test_sampling_is_no_mood_and_one_round_says_nothing() -> None:
     table = np.random.default_rng(1).normal(0, 0.05, (200, 3))
     assert moods.moods(table, sampling=0.05**2).host < 0.02
     assert moods.moods(table, sampling=0.03**2).host == pytest.approx(0.04, rel=0.1)
-    assert moods.moods(table[:1], sampling=0.0) == moods.Moods(0.0, 0.0, 0.0)
+    assert moods.moods(table[:1], sampling=0.0) == moods.Moods(0.0, 0.0, 0.0, 1)
+
+
+def test_each_size_of_the_moods_is_as_likely_as_what_was_seen_makes_it() -> None:
+    """The most likely size is the one that was seen less sampling; more rounds tell it better, none tell nothing."""
+    sizes = np.linspace(0.01, 0.1, 91)
+    known = moods.Moods(math.hypot(0.04, 0.02), 0.02, 40, 40)
+    assert sizes[np.argmax(known.likelihood(sizes))] == pytest.approx(0.04, abs=0.001)
+    fewer = msgspec.structs.replace(known, freedom=5)
+    assert np.ptp(known.likelihood(sizes)) > 5 * np.ptp(fewer.likelihood(sizes))
+    assert np.ptp(msgspec.structs.replace(known, freedom=0).likelihood(sizes)) == 0
 
 
 def test_mser_finds_the_end_of_a_known_warm_up() -> None:

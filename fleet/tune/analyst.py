@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -23,10 +24,12 @@ from fleet.tune.response import Response
 from fleet.tune.runstats import RunStats, summarise
 
 Settings = Mapping[str, Setting]
-NEAR = (1 / 8, 4.0)
-"""Run-level quantile over the objective: outside of it the host's moods change nothing."""
-HOPELESS = 0.01
-"""P(objective met) that no mood of the host would raise to something."""
+FAR = 4.0
+"""Run-level quantile over the objective: beyond it the host's moods change nothing."""
+HOPELESS, CERTAIN = 0.01, 0.9999
+"""P(objective met) by the runs alone that no mood of the host would raise to something, or lower when the quantile is below …"""
+HALF = 0.5
+"""… so large a part of the objective."""
 MODELLED = ("sweep", "held-out")
 """Stages from which the model is made; later rounds go where it pointed, and would not be a fair sample of the counts."""
 
@@ -81,12 +84,14 @@ class Analyst:
             guess = model.predict(workers, self.plan.rate, self.plan.rounds)
             return Chance(workers, guess.p, guess.p, own.capacity, own.runs, own.met, own.quantile)
         logs = np.log(evidence.values("open", workers, lambda stats: stats.quantile))
-        if own.p < HOPELESS or not NEAR[0] < math.exp(float(logs.mean())) / self.plan.objective.seconds < NEAR[1]:
+        part = math.exp(float(logs.mean())) / self.plan.objective.seconds
+        plain = own.p < HOPELESS or part > FAR or (own.p > CERTAIN and part < HALF)
+        if plain and not evidence.settling(workers):
             return own
         key = f"{key} {id(model)} {workers}"
         if key not in self._responses:
             self._responses[key] = model.response(workers, self.plan.rate)
-        return decide.chance(evidence, workers, self._responses[key])
+        return decide.chance(evidence, workers, replace(self._responses[key], moods=evidence.moods))
 
     def predictions(self, records: Sequence[Record]) -> list[tuple[Settings, Prediction | None]]:
         """At the held-out count, for each setting; None where the runs do not suffice for a model."""

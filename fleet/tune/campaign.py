@@ -50,7 +50,8 @@ def _deciding(analyst: Analyst, settings: dict[str, Setting], records: Sequence[
     slots: list[Slot] = []
     for count in open_counts:
         slots.append(Slot("boundary", number, count, "open", settings=settings))
-        if len(evidence.of("closed", count)) < plan.rounds and not _hopeless(evidence, count, "closed"):
+        tells_moods = count == open_counts[-1]  # one more round in which the host was seen
+        if (tells_moods or len(evidence.of("closed", count)) < plan.rounds) and not _hopeless(evidence, count, "closed"):
             slots.append(Slot("boundary", number, count, "closed", settings=settings))
     answer = decide.recommended(found)
     if slots or answer is None:
@@ -66,13 +67,13 @@ def _deciding(analyst: Analyst, settings: dict[str, Setting], records: Sequence[
 
 
 def boundary(found: Sequence[Chance]) -> list[int]:
-    """The counts between which the answer lies: the first likely one, the one below it, and the answer so far."""
+    """The counts among which the answer is: from the one below the first likely one up to the answer so far, or, while there is
+    none, to the likeliest."""
     likely = next((place for place, one in enumerate(found) if one.p is not None and one.p >= LIKELY), None)
     if likely is None:
         return [found[-1].workers]
-    counts = {found[likely].workers, found[max(0, likely - 1)].workers}
-    answer = decide.recommended(list(found))
-    return sorted(counts | ({answer.workers} if answer is not None else set()))
+    last = decide.recommended(list(found)) or max(found, key=lambda one: one.p or 0.0)
+    return [one.workers for one in found[max(0, likely - 1) :] if one.workers <= last.workers]
 
 
 def _done(evidence: Evidence, found: Chance) -> bool:

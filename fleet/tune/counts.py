@@ -51,7 +51,7 @@ def count(evidence: Evidence, model: Model | None, law: Law | None, chance: Chan
 
     def spread(mode: str, value: Callable[[RunStats], float]) -> Interval | None:
         values = evidence.values("open" if mode == "open" else "closed", workers, value)
-        return mean_interval(np.log(np.maximum(values, 1e-9))).exp() if len(values) else None
+        return mean_interval(np.log(np.maximum(values, 1e-9)), evidence.plan.first_look).exp() if len(values) else None
 
     throughput = spread("closed", lambda stats: stats.throughput)
     runs = evidence.of("open", workers)
@@ -64,7 +64,7 @@ def count(evidence: Evidence, model: Model | None, law: Law | None, chance: Chan
         overloaded=sum(run.verdict.kind == "overloaded" for run in runs),
         throughput=throughput,
         per_worker=None if throughput is None else _scaled(throughput, 1 / workers),
-        goodput=mean_interval(goodput) if len(goodput) else None,
+        goodput=mean_interval(goodput, evidence.plan.first_look) if len(goodput) else None,
         p50=spread("open", lambda stats: stats.p50),
         p95=spread("open", lambda stats: stats.p95),
         p99=spread("open", lambda stats: stats.p99),

@@ -4,8 +4,8 @@ Knows: run-level quantiles, capacity, Student's t. Does not know: models for cou
 
 The question is about a long time on this host, not about one run of 30 s: the scatter between runs has a part that a long run
 would average out (sampling, known from within each run) and a part that it would not (the host's moods). P(objective met) counts
-what is unknown of the mean, and the host's part. Besides, capacity must exceed the rate: a queue that grows slowly can look
-well for the length of a run.
+what is unknown of the mean, and the host's part. Where no model describes the count, capacity must exceed the rate besides: a
+queue that grows slowly can look well for the length of a run.
 """
 
 from __future__ import annotations
@@ -18,22 +18,25 @@ import numpy as np
 from fleet.tune.evidence import Evidence
 from fleet.tune.plan import FEWEST_FOR_CLAIMS
 from fleet.tune.protocol import Floats
-from fleet.tune.response import Response
+from fleet.tune.response import SURE, Outlook, Response, Runs
 from fleet.tune.statistics import Interval, mean_interval, t_probability, t_quantile
 
-SURE = 0.95
-SIMULATED = 0.03
-"""Standard error (log) of what comes from a model: chance in the simulation, and what the model leaves out."""
 FAR = 3.0
 """A count whose interval is so many half widths away from the objective is settled, however wide it is …"""
+CLEAR = 1.5
+"""The objective is so many half widths away from a slow hour when it is known which side of it the count is on. Not one: whoever
+looks after each round finds an interval without the objective too easily."""
 PLAIN = 0.005
 """… unless P(objective met) is farther than this from 0 and from 1: a slow hour may still reach the objective."""
 
 
 class Chance(msgspec.Struct, frozen=True):
-    """P(objective met) at one count. ``latency`` and ``capacity`` are the two conditions, ``p`` the smaller; None: not known.
+    """P(objective met) at one count. ``latency`` and ``capacity`` are the two conditions, ``p`` the smaller, or that of latency
+    where it comes from a model, which knows of saturation. None: not known.
 
-    ``runs`` were measured, ``met`` of them met the objective by themselves; 0 runs: from the model.
+    ``runs`` were measured, ``met`` of them met the objective by themselves; 0 runs: from the model. ``spare`` is the objective
+    over the long-run quantile in a slow hour: above 1 the count is enough. ``settling``: by the model alone, since latency still
+    fell when the runs ended.
     """
 
     workers: int
@@ -43,6 +46,8 @@ class Chance(msgspec.Struct, frozen=True):
     runs: int
     met: int
     quantile: Interval | None
+    spare: Interval | None = None
+    settling: bool = False
 
 
 def chance(evidence: Evidence, workers: int, response: Response | None = None) -> Chance:
@@ -51,26 +56,37 @@ def chance(evidence: Evidence, workers: int, response: Response | None = None) -
     logs = np.log(evidence.values("open", workers, lambda stats: stats.quantile))
     errors = evidence.values("open", workers, lambda stats: stats.log_error)
     met = int(evidence.values("open", workers, lambda stats: float(stats.met)).sum()) if len(logs) else 0
-    latency = below(target, logs, errors, response)
+    settling = response is not None and evidence.settling(workers)
+    outlook = response.outlook(target, None) if response is not None and settling else below(target, logs, errors, response)
+    latency = None if outlook is None else outlook.p
     capacity = can_carry(evidence, workers)
-    known = [value for value in (latency, capacity) if value is not None]
-    p = min(known) if latency is not None else None
-    return Chance(workers, p, latency, capacity, len(logs), met, mean_interval(logs).exp() if len(logs) else None)
+    p = latency
+    if outlook is not None and not outlook.saturates and capacity is not None:
+        p = min(outlook.p, capacity)
+    quantile = mean_interval(logs, evidence.plan.first_look).exp() if len(logs) else None
+    spare = None if outlook is None else _spare(outlook, len(logs))
+    return Chance(workers, p, latency, capacity, len(logs), met, quantile, spare, settling)
 
 
-def below(target: float, logs: Floats, errors: Floats, response: Response | None = None) -> float | None:
-    """Probability that the long-run value lies below the target, from run-level logarithms and their errors within a run.
+def _spare(outlook: Outlook, runs: int) -> Interval:
+    half = t_quantile(0.975, runs - 1) * outlook.error
+    return Interval(outlook.spare, outlook.spare - half, outlook.spare + half, runs >= FEWEST_FOR_CLAIMS).exp()
+
+
+def below(target: float, logs: Floats, errors: Floats, response: Response | None = None) -> Outlook | None:
+    """Whether the long-run value lies below the target, from run-level logarithms and their errors within a run.
 
     ``response`` is what a model says of this count. Without one that explains the runs, the host's part is what the runs
     scatter more than their own errors explain.
     """
     if len(logs) < 2:
         return None
-    runs, between, within = len(logs), float(logs.var(ddof=1)), float((errors**2).mean())
-    unknown, mean = max(between, within, 1e-12) / runs, float(logs.mean())
-    if response is not None and response.explains(mean):
-        return response.met(target, mean, math.sqrt(unknown + SIMULATED**2), runs)
-    return t_probability((target - mean) / math.sqrt(unknown + max(0.0, between - within)), runs - 1)
+    runs = Runs(len(logs), float(logs.mean()), float(logs.var(ddof=1)), float((errors**2).mean()))
+    if response is not None and response.explains(runs):
+        return response.outlook(target, runs)
+    spare, host = target - runs.mean, math.sqrt(max(0.0, runs.between - runs.within))
+    p = t_probability(spare / math.sqrt(runs.variance + host**2), runs.number - 1)
+    return Outlook(p, spare - t_quantile(SURE, runs.number - 1) * host, math.sqrt(runs.variance), saturates=False)
 
 
 def can_carry(evidence: Evidence, workers: int) -> float | None:
@@ -89,15 +105,18 @@ def recommended(chances: list[Chance], sure: float = SURE) -> Chance | None:
 
 
 def settled(evidence: Evidence, found: Chance) -> bool:
-    """Whether more runs at this count are not worth their time: the interval is narrow, or far from the objective."""
+    """Whether more runs at this count are not worth their time: they do not last long enough; or the interval is narrow or far
+    from the objective, and it is known which side of it a slow hour is on."""
     plan = evidence.plan
     logs = np.log(evidence.values("open", found.workers, lambda stats: stats.quantile))
-    if len(logs) < FEWEST_FOR_CLAIMS:
-        return False
+    if len(logs) < plan.first_look or found.settling:
+        return found.settling
     half = half_width(logs)
     margin = abs(math.log(plan.objective.seconds) - float(logs.mean()))
     unclear = found.p is not None and PLAIN < found.p < 1 - PLAIN
-    return half <= plan.precision or (margin >= FAR * half and not unclear)
+    spare = found.spare
+    clear = spare is None or abs(math.log(spare.value)) >= CLEAR * math.log(spare.high / spare.value)
+    return clear and (half <= plan.precision or (margin >= FAR * half and not unclear))
 
 
 def half_width(logs: Floats) -> float:

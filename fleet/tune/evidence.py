@@ -17,10 +17,13 @@ import numpy as np
 from fleet.tune import warmup
 from fleet.tune.gates import Verdict
 from fleet.tune.moods import Moods, moods
-from fleet.tune.plan import Mode, Plan, Slot
+from fleet.tune.plan import FEWEST_FOR_CLAIMS, Mode, Plan, Slot
 from fleet.tune.protocol import Floats
 from fleet.tune.raw import Record
 from fleet.tune.runstats import RunStats
+
+SETTLED, SETTLED_T = 0.1, 4.0
+"""Latency that falls by less (log), or by less than so many standard errors, from the third to the fourth quarter of runs."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,15 @@ class Evidence:
     def values(self, mode: Mode, workers: int, value: Callable[[RunStats], float], twin: bool = False) -> Floats:
         """One number per usable run."""
         return np.array([value(run.stats) for run in self.of(mode, workers, twin) if run.stats is not None])
+
+    def settling(self, workers: int) -> bool:
+        """Whether latency still falls at the end of the open runs at this count, taken together: the queue of a warm-up that
+        takes longer than they last. They say nothing of a long time then; longer runs would."""
+        moved = self.values("open", workers, lambda stats: stats.moved)
+        if len(moved) < FEWEST_FOR_CLAIMS:
+            return False
+        error = float(moved.std(ddof=1)) / math.sqrt(len(moved))
+        return float(moved.mean()) < -max(SETTLED, SETTLED_T * error)
 
     def figures(self, mode: Mode, workers: int) -> dict[str, float]:
         """Means over the usable runs of what the runner said of CPU and fleet, by field of protocol.Cpu and protocol.Server."""

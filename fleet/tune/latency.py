@@ -21,19 +21,20 @@ import numpy as np
 from fleet.tune import queueing
 from fleet.tune.evidence import Evidence
 from fleet.tune.laws import Law
+from fleet.tune.moods import Moods
 from fleet.tune.objective import Objective
 from fleet.tune.protocol import Floats
-from fleet.tune.response import SLOWNESS, Response
+from fleet.tune.response import DOUBT, SLOWNESS, Response
 from fleet.tune.runstats import FARTHEST, quantile
 from fleet.tune.statistics import t_probability, t_quantile
 
 REPLICATES = 16
 """Simulated runs per prediction."""
+LONG_RUN = 40_000
+"""Requests of a long time: fewer scatter as much near saturation as what is to be decided."""
 SLOTS = (2, 4, 8, 16)
 OVERLAP = 1.05
 """Throughput of one worker times its latency alone, from which on it must be overlapping requests."""
-DOUBT = 0.10
-"""Standard deviation of the model's error (log) while fewer than three counts can check it."""
 MOST_SAMPLES = 20_000
 
 
@@ -55,8 +56,8 @@ class Prediction(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Model:
-    """``work``: seconds of one request at speed 1; ``gaps``: between arrivals, relative to their mean; ``noise``: standard
-    deviation of the host's moods (log), known with ``noise_freedom``; ``errors``: log(measured / model) by count."""
+    """``work``: seconds of one request at speed 1; ``gaps``: between arrivals, relative to their mean; ``moods``: what throughput
+    at saturation says of the host; ``errors``: log(measured / model) by count, trusted from three counts on."""
 
     objective: Objective
     law: Law
@@ -66,8 +67,7 @@ class Model:
     overhead_s: float
     slots: int
     batch_cost: float
-    noise: float
-    noise_freedom: float
+    moods: Moods
     duration_s: float
     cut_s: float
     errors: dict[int, float]
@@ -83,7 +83,7 @@ class Model:
         found = []
         for _ in range(replicates):
             count = math.ceil(rate * self.duration_s)
-            work = random.choice(self.work, count) * math.exp(random.normal() * self.noise)
+            work = random.choice(self.work, count) * math.exp(random.normal() * self.moods.host)
             found.append(self._quantile(workers, random.choice(self.gaps, count) / rate, work))
         return np.array(found)
 
@@ -106,12 +106,14 @@ class Model:
         so that chance cancels."""
         random = np.random.default_rng([self.seed, workers, 0])
         count = math.ceil(rate * self.duration_s)
-        gaps = random.choice(self.gaps, (REPLICATES, count)) / rate
-        work = random.choice(self.work, (REPLICATES, count))
+        runs = range(max(REPLICATES, math.ceil(LONG_RUN / count)))
+        gaps = random.choice(self.gaps, (len(runs), count)) / rate
+        work = random.choice(self.work, (len(runs), count))
         factors = np.exp(SLOWNESS)
-        short = [np.mean([self._quantile(workers, gaps[run], work[run] * by) for run in range(REPLICATES)]) for by in factors]
-        long = [self._quantile(workers, gaps.ravel(), work.ravel() * by) for by in factors]
-        return Response(np.array(short), np.array(long), self.noise, self.noise_freedom)
+        short = np.array([[self._quantile(workers, gaps[run], work[run] * by) for run in runs] for by in factors])
+        long = np.array([self._quantile(workers, gaps.ravel(), work.ravel() * by) for by in factors])
+        mean, long = (np.maximum.accumulate(curve) for curve in (short.mean(axis=1), long))  # chance aside, they never fall
+        return Response(mean, short.var(axis=1, ddof=1), long, self.moods)
 
     def _quantile(self, workers: int, gaps: Floats, work: Floats) -> float:
         """Logarithm of the objective's quantile in one simulated run, after the warm-up."""
@@ -133,7 +135,7 @@ def calibrate(evidence: Evidence, law: Law | None, largest: int) -> Model | None
     """The model of these runs, for up to ``largest`` workers; None when there is too little: no law, or no steady open run."""
     if law is None:
         return None
-    steady = [count for count in evidence.counts("open") if _valid(evidence, count)]
+    steady = [count for count in evidence.counts("open") if _valid(evidence, count) and not evidence.settling(count)]
     if not steady:
         return None
     alone, latency = law.throughput(1), _latencies(evidence, steady[-1])
@@ -142,7 +144,7 @@ def calibrate(evidence: Evidence, law: Law | None, largest: int) -> Model | None
     plan = evidence.plan
     base = Model(
         plan.objective, law, speed, relative / alone, _gaps(evidence, steady), max(0.0, least - 1 / alone), 1, 0.0,
-        evidence.moods.host, max(1.0, evidence.moods.freedom), plan.duration_s, evidence.cuts["open"], {}, plan.seed,
+        evidence.moods, plan.duration_s, evidence.cuts["open"], {}, plan.seed,
     )  # fmt: skip
     candidates = [base]
     if least * alone > OVERLAP:

@@ -18,12 +18,27 @@ from fleet.tune.protocol import Floats
 
 
 class Moods(msgspec.Struct, frozen=True):
-    """Standard deviations of a logarithm between runs: all of it, and the host's part, without what one run cannot know by
-    itself. ``freedom`` 0: nothing was repeated."""
+    """Standard deviations of a logarithm between runs: all of it, and what one run cannot know by itself (``sampling``), over so
+    many ``rounds``. ``freedom`` 0: nothing was repeated."""
 
     total: float
-    host: float
+    sampling: float
     freedom: float
+    rounds: int
+
+    @property
+    def host(self) -> float:
+        """The host's part."""
+        return math.sqrt(max(0.0, self.total**2 - self.sampling**2))
+
+    def likelihood(self, host: Floats) -> Floats:
+        """Logarithm of the likelihood, but for a constant, of each size of the host's part."""
+        total = host**2 + self.sampling**2
+        return -0.5 * self.freedom * (np.log(total) + self.total**2 / total)
+
+    def known(self, host: Floats) -> Floats:
+        """Standard error of the mean over the rounds, for each size of the host's part."""
+        return np.asarray(np.sqrt((host**2 + self.sampling**2) / max(1, self.rounds)))
 
 
 def moods(table: Floats, sampling: float) -> Moods:
@@ -36,7 +51,7 @@ def moods(table: Floats, sampling: float) -> Moods:
     groups, rounds, runs = _groups(known), int(filled.sum()), int(known.sum())
     between_freedom = rounds - groups
     if between_freedom < 1:
-        return Moods(0.0, 0.0, 0.0)
+        return Moods(0.0, math.sqrt(sampling), 0.0, rounds)
     centred = table[filled] - np.nanmean(table, axis=0)
     shift = np.nanmean(centred, axis=1, keepdims=True)
     within_freedom = max(0, runs - rounds - known.shape[1] + groups)
@@ -45,7 +60,8 @@ def moods(table: Floats, sampling: float) -> Moods:
     left = within * (1 - float((1 / known[filled].sum(axis=1)).mean()))
     total = between + left
     spread = between**2 / between_freedom + (left**2 / within_freedom if within_freedom else 0.0)
-    return Moods(math.sqrt(total), math.sqrt(max(0.0, total - sampling)), total**2 / spread if spread else float(between_freedom))
+    freedom = total**2 / spread if spread else float(between_freedom)
+    return Moods(math.sqrt(total), math.sqrt(sampling), freedom, rounds)
 
 
 def _groups(known: npt.NDArray[np.bool_]) -> int:

@@ -14,9 +14,9 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from fleet.tune.counts import Count
-from fleet.tune.decide import SURE
 from fleet.tune.laws import FAMILIES
 from fleet.tune.plan import Plan
+from fleet.tune.response import SURE
 from fleet.tune.summary import Series
 
 SIZE = (7.0, 3.6)

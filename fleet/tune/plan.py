@@ -27,6 +27,8 @@ FEWEST_REQUESTS = 600
 """In one open run at the target rate: the 95th percentile then has 30 requests above it."""
 OBJECTIVES_PER_RUN = 20
 """A run lasts at least so many times the objective's latency, or its queues never settle."""
+BOUNDARY = 3
+"""Counts among which the answer usually is."""
 OVERHEAD_S = 8.0
 """Scaling, waiting until ready and warm, per run of a real fleet: a guess for the shown duration only."""
 
@@ -44,7 +46,7 @@ class Preset(msgspec.Struct, frozen=True):
 
 PRESETS = {
     "quick": Preset(rounds=3, duration_s=20.0, most_counts=5, most_runs=10, precision=0.10, confirm=1),
-    "full": Preset(rounds=6, duration_s=30.0, most_counts=16, most_runs=24, precision=0.05, confirm=3),
+    "full": Preset(rounds=6, duration_s=30.0, most_counts=16, most_runs=48, precision=0.05, confirm=3),
 }
 
 
@@ -66,6 +68,11 @@ class Plan(msgspec.Struct, frozen=True):
     seed: int = 1
     attempts: int = 3
     preset: str = "full"
+
+    @property
+    def first_look(self) -> int:
+        """Runs at a count when it is first asked whether they are enough."""
+        return max(self.rounds, FEWEST_FOR_CLAIMS)
 
     @property
     def reference(self) -> int:
@@ -156,9 +163,9 @@ def seed_of(plan: Plan, slot: Slot, attempt: int) -> int:
 
 
 def expected_s(plan: Plan) -> tuple[float, float]:
-    """Seconds on a real fleet, least and most: repeats and the rounds at the boundary depend on what is found."""
+    """Seconds on a real fleet, least and usually at most: repeats and the rounds at the boundary depend on what is found."""
     one = plan.duration_s + OVERHEAD_S
     series = len(plan.grid)
     base = len(sweep(plan)) + series * (2 * plan.rounds * (plan.held_out is not None) + 2 * plan.confirm)
-    most = base + 2 * series * max(0, plan.most_runs - plan.rounds)
+    most = base + BOUNDARY * series * max(0, plan.most_runs - plan.rounds)
     return base * one, most * one

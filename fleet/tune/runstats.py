@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fleet.tune.objective import Objective
-from fleet.tune.protocol import Floats
+from fleet.tune.protocol import Floats, Points
 from fleet.tune.raw import Record
 
 BLOCKS = 12
@@ -26,7 +26,8 @@ class RunStats(msgspec.Struct, frozen=True):
     """Rates per second (``throughput_error``: of its logarithm), latencies in seconds.
 
     ``quantile`` is the objective's, failures counted as never ending, and
-    ``log_error`` the standard error of its logarithm within the run. ``answered`` is the share that was right."""
+    ``log_error`` the standard error of its logarithm within the run. ``answered`` is the share that was right. ``moved``:
+    logarithm of mean latency in the last quarter over that in the third (0 when one of them is empty)."""
 
     throughput: float
     throughput_error: float
@@ -39,6 +40,7 @@ class RunStats(msgspec.Struct, frozen=True):
     quantile: float
     log_error: float
     met: bool
+    moved: float
 
 
 def summarise(record: Record, cut_s: float, objective: Objective) -> RunStats:
@@ -70,6 +72,7 @@ def summarise(record: Record, cut_s: float, objective: Objective) -> RunStats:
         quantile=min(value, farthest),
         log_error=log_error(effective[: len(latency)], objective.share, value, farthest),
         met=value <= objective.seconds,
+        moved=_moved(points, end.duration_s),
     )
 
 
@@ -90,6 +93,14 @@ def log_error(values: Floats, share: float, value: float, farthest: float) -> fl
     error = max(error, 1.0 / len(values))
     high, low = quantile(values, min(share + error, 1.0)), quantile(values, max(share - error, 0.0))
     return max(0.0, math.log(min(high, farthest) / max(min(low, farthest), 1e-9)) / 2)
+
+
+def _moved(points: Points, duration_s: float) -> float:
+    quarter = np.floor(4 * points.due / duration_s)
+    third, last = points.latency[quarter == 2], points.latency[quarter == 3]
+    if not len(third) or not len(last):
+        return 0.0
+    return math.log(max(float(last.mean()), 1e-9) / max(float(third.mean()), 1e-9))
 
 
 def _count_error(done: Floats, begin: float, end: float) -> float:

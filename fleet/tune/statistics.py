@@ -85,8 +85,18 @@ def _stretch(rounds: int) -> float:
     return exact / ((high - low) / 2)
 
 
-def mean_interval(values: Floats) -> Interval:
-    """Of the mean of one value per round. Raises ValueError when there is none."""
-    if len(values) == 0:
+def mean_interval(values: Floats, first: int | None = None) -> Interval:
+    """Of the mean of one value per round. Raises ValueError when there is none.
+
+    ``first``: how many rounds there were when it was first asked whether they are enough. Who stops when an interval is narrow
+    prefers those that are too narrow, so it keeps the degrees of freedom of these rounds however many follow (Stein 1945).
+    """
+    rounds = len(values)
+    if rounds == 0:
         raise ValueError("no interval without values")
-    return expanded(resamples(len(values)) @ values, float(values.mean()), len(values))
+    found = expanded(resamples(rounds) @ values, float(values.mean()), rounds)
+    if first is None or rounds <= first:
+        return found
+    wider = t_quantile((1 + LEVEL) / 2, first - 1) / t_quantile((1 + LEVEL) / 2, rounds - 1)
+    middle = found.value
+    return Interval(middle, middle + wider * (found.low - middle), middle + wider * (found.high - middle), found.claim)

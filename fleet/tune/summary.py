@@ -23,6 +23,7 @@ from fleet.tune.laws import Law
 from fleet.tune.plan import FEWEST_FOR_CLAIMS, Stage
 from fleet.tune.protocol import Setting
 from fleet.tune.raw import Campaign, Record
+from fleet.tune.response import SURE
 from fleet.tune.statistics import Interval, mean_interval
 
 SIGNIFICANT = 6
@@ -187,8 +188,11 @@ def _undecided(evidence: Evidence, chances: list[Chance], answer: Answer, law: L
     """What could not be decided, and what it would take."""
     found = []
     for chance in chances:
-        unclear = chance.p is not None and 1 - decide.SURE < chance.p < decide.SURE
-        if unclear and (answer.workers is None or chance.workers < answer.workers):
+        unclear = chance.p is not None and 1 - SURE < chance.p < SURE
+        if chance.settling:
+            longer = f"longer runs (--duration {2 * evidence.plan.duration_s:g}) would tell"
+            found.append(f"latency with {chance.workers} workers, which still fell as the runs ended: the model speaks; {longer}")
+        elif unclear and (answer.workers is None or chance.workers < answer.workers):
             more = decide.runs_needed(evidence, chance.workers)
             needs = "no number of runs like these would tell" if more is None else f"needs about {more} more runs"
             found.append(f"whether {chance.workers} workers meet the objective (P = {chance.p:.0%}): {needs}")

@@ -24,6 +24,7 @@ HOW = (
     "- The unit is the run. p50, p95, p99 are run-level statistics (geometric means over runs); pooled ones are of all requests.",
     "- Intervals are 95 % bootstrap intervals over rounds; below six rounds they only rank.",
     "- P(objective met) is for a long time on this host: its run-to-run noise is part of it, the shortness of a run is not.",
+    "- Objective / slow hour: the objective over the long-run quantile in the slowest twentieth of its moods; above 1 holds.",
     "- `python -m fleet report` makes this file again from the raw runs, byte for byte.",
 )
 
@@ -114,7 +115,7 @@ def _series(series: Series, summary: Summary) -> list[str]:
         lines += rows(SAID, [_said(count) for count in series.counts if count.figures])
     lines += ["## P(objective met)", ""]
     lines += rows(
-        ("workers", "P", "latency", "capacity", "runs that met it", "from", "the model holds up to /s"),
+        ("workers", "P", "latency", "capacity", "objective / slow hour", "runs that met it", "from", "the model holds up to /s"),
         [_chance(count) for count in series.counts],
     )
     lines += [*_law(series), *_prediction(series)]
@@ -169,10 +170,11 @@ def _said(count: Count) -> tuple[str, ...]:
 
 def _chance(count: Count) -> tuple[str, ...]:
     chance = count.chance
-    source = "runs" if chance.runs else "model" + (", extrapolated" if count.extrapolated else "")
+    source = "runs" if chance.runs and not chance.settling else "model" + (", extrapolated" if count.extrapolated else "")
     met = f"{chance.met} of {chance.runs}" if chance.runs else NOT
     held = number(count.carries) + (" (extrapolated)" if count.extrapolated and count.carries is not None else "")
-    return (str(count.workers), share(chance.p), share(chance.latency), share(chance.capacity), met, source, held)
+    shares = (share(chance.p), share(chance.latency), share(chance.capacity))
+    return (str(count.workers), *shares, interval(chance.spare), met, source, held)
 
 
 def _law(series: Series) -> list[str]:
