@@ -158,7 +158,7 @@ async def echo(scope: Scope, receive: Receive, send: Send) -> None:
 ECHOED = b" " * 18_000  # about what 120 candles take
 
 
-def serve(listener: socket.socket, bare: bool) -> None:
+def serve(listener: socket.socket, bare: bool, handler: str) -> None:
     """The life of a server process."""
     app: ASGIApp = echo
     if not bare:
@@ -167,16 +167,18 @@ def serve(listener: socket.socket, bare: bool) -> None:
     lifespan: Literal["on", "off"] = "off" if bare else "on"
     config = uvicorn.Config(app, loop="uvloop", http="httptools", log_config=None, access_log=False, lifespan=lifespan)
     with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
-        logging.config.dictConfig(dict_config(Settings().log_level))  # log lines are made and written as in service
+        logs = dict_config(Settings().log_level)  # log lines are made and written as in service
+        logs["handlers"]["out"]["class"] = handler
+        logging.config.dictConfig(logs)
         uvicorn.Server(config).run(sockets=[listener])
 
 
 class Target:
-    """A server process and one kept-alive connection to it."""
+    """A server process and one kept-alive connection to it. ``handler``: the class that writes its log."""
 
-    def __init__(self, bare: bool) -> None:
+    def __init__(self, bare: bool, handler: str = "app.outlet.Outlet") -> None:
         listener = socket.create_server(("127.0.0.1", 0))
-        self.process = multiprocessing.get_context("spawn").Process(target=serve, args=(listener, bare), daemon=True)
+        self.process = multiprocessing.get_context("spawn").Process(target=serve, args=(listener, bare, handler), daemon=True)
         self.process.start()
         # Linux's clock of the processor time of another process, in nanoseconds (clock_getcpuclockid).
         self.clock = (~(self.process.pid or 0) << 3) | 2

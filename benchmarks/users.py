@@ -96,6 +96,8 @@ async def exchange(connection: Connection, request: Request, timeout: float, zer
         status, headers, body = await asyncio.wait_for(connection.post(request.path, request.body), timeout)
         served_by = headers.get("x-served-by", "")
         failure = request.check(body) if status == 200 else f"status {status}"
+        if status in (429, 503) and "retry-after" not in headers:
+            failure += " without Retry-After"
     except TimeoutError:
         failure = "timeout"
     except (OSError, EOFError) as error:

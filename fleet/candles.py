@@ -24,16 +24,16 @@ LONGEST_BREAK_DAYS = 31
 
 
 def read(path: Path, lookback: int | None = None) -> pd.DataFrame:
-    """The last ``lookback`` candles of a CSV: columns open, high, low, close, (volume, amount), index of times.
+    """The last ``lookback`` candles of a CSV or Parquet file: columns open, high, low, close, (volume, amount), index of times.
 
     Raises BadCandles naming the column or the row (the line in the file, header = 1).
     """
     try:
-        table = pd.read_csv(path)
+        table = pd.read_parquet(path).reset_index() if path.suffix == ".parquet" else pd.read_csv(path)
     except FileNotFoundError as error:
         raise BadCandles(f"there is no file {path}", "python -m fleet predict examples/candles-5m.csv") from error
     except (ValueError, OSError) as error:
-        raise BadCandles(f"{path} is not a CSV: {error}", "see examples/candles-5m.csv for the columns") from error
+        raise BadCandles(f"{path} is neither CSV nor Parquet: {error}", "see examples/candles-5m.csv for the columns") from error
     table.columns = [str(name).strip().lower() for name in table.columns]
     times = next((name for name in TIME_NAMES if name in table.columns), None)
     missing = [name for name in PRICES if name not in table.columns]

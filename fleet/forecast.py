@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import pandas as pd
 from rich.table import Table
 
+from fleet import key
 from fleet.candles import Question, forecast_table, frame, read, request_document
 from fleet.desk import Desk
 from fleet.errors import BadSetting, RequestFailed
@@ -69,9 +70,12 @@ def ask(url: str, candles: pd.DataFrame, question: Question, timeout_s: float) -
     if parts.scheme != "http" or not parts.hostname:
         raise BadSetting(f"{url} is not an address such as http://127.0.0.1:8080", "python -m fleet predict … --url")
     body = json.dumps(request_document(candles, question), allow_nan=False).encode()
-    answer = request(parts.hostname, parts.port or 80, "POST", ROUTE, body=body, timeout_s=timeout_s + CLIENT_MARGIN_S)
+    limit_s = timeout_s + CLIENT_MARGIN_S
+    answer = request(parts.hostname, parts.port or 80, "POST", ROUTE, body=body, headers=key.headers(), timeout_s=limit_s)
     if answer is None:
         raise RequestFailed(f"nobody answers on {url}", "python -m fleet status")
+    if answer.status == 401:
+        raise RequestFailed(problem(answer), f"{key.VARIABLE}=KEY python -m fleet predict …")
     if answer.status != 200:
         raise RequestFailed(problem(answer), "python -m fleet predict --help" if answer.status == 422 else "python -m fleet logs")
     return answer

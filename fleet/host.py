@@ -256,12 +256,15 @@ def wait(
     return True
 
 
-def request(host: str, port: int, method: str, path: str, *, body: bytes | None = None, timeout_s: float = 2.0) -> Answer | None:
+def request(
+    host: str, port: int, method: str, path: str, *, body: bytes | None = None, headers: Mapping[str, str] | None = None,
+    timeout_s: float = 2.0,
+) -> Answer | None:  # fmt: skip
     """One HTTP request on a connection of its own; None when no whole answer came in ``timeout_s`` seconds."""
     connection = http.client.HTTPConnection(host, port, timeout=timeout_s)
-    headers = {"Content-Type": "application/json"} if body is not None else {}
+    kind = {"Content-Type": "application/json"} if body is not None else {}
     try:
-        connection.request(method, path, body=body, headers={**headers, "Connection": "close"})
+        connection.request(method, path, body=body, headers={**kind, **(headers or {}), "Connection": "close"})
         answer = connection.getresponse()
         return Answer(answer.status, {k.lower(): v for k, v in answer.getheaders()}, answer.read())
     except (OSError, http.client.HTTPException):

@@ -168,7 +168,7 @@ def test_nothing_is_left_of_k6_after_ctrl_c(tmp_path: Path) -> None:
 
 def test_the_clocks_are_read_at_the_edges_and_between_the_pieces() -> None:
     """Never after the load's end: a fleet at rest would be taken for a fast one."""
-    assert onerun.moments(30.0, 0.0) == [study.START_S + 10.0, study.START_S + 29.5]
+    assert onerun.moments(30.0, 0.0) == [study.START_S + 10.0, study.START_S + 28.5]
     pieces = onerun.moments(900.0, 60.0)
     assert len(pieces) == 17
     assert pieces[0] == study.START_S

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -137,3 +138,22 @@ def test_the_report_follows_from_the_raw_runs_byte_for_byte(whole: Folder) -> No
     assert "| slow | 6 |" in table
     assert first["before.txt"].startswith(b"k6 on r0")
     assert b'{instance="a"} 3' in first["prometheus_queries.txt"]
+
+
+def with_cache(folder: Folder, run: str, hit: float, coalesced: float) -> None:
+    """k6's summary of a run whose answers say what the cache did."""
+    rates = {"kronos_cache_hit": hit, "kronos_cache_coalesced": coalesced}
+    metrics = {name: {"type": "rate", "values": {"rate": rate}} for name, rate in rates.items()}
+    (folder.raw / run / "summary.json").write_text(json.dumps({"metrics": {**metrics, "vus": {"type": "gauge", "values": {}}}}))
+
+
+def test_what_the_cache_did_is_told_apart(whole: Folder) -> None:
+    """Hits and coalesced answers by variant, and the worst run; nothing is said of variants that no cache told of."""
+    assert report.write(whole, lambda _line: None).known == []
+    for number in range(1, 7):
+        with_cache(whole, f"r{number:02d}-fast", 0.8 + number / 100, 0.05)
+    [found] = report.write(whole, lambda _line: None).known
+    assert (found.variant, found.runs) == ("fast", 6)
+    assert (found.hit, found.coalesced, found.fewest) == pytest.approx((0.835, 0.05, 0.81))
+    table = (whole.path / "table.md").read_text()
+    assert "## Known to the cache" in table and "| fast | 6 | 83.5 % | 5 % | 11.5 % | 81 % |" in table

@@ -68,22 +68,14 @@ class Clock:
         self.names = sorted(name for name in names if name.rpartition("-")[0] in services)
 
     def sample(self, begun: float, generator: psutil.Process) -> Sample:
-        """Now. ``begun`` is on the monotonic clock."""
+        """Now. ``begun`` is on the monotonic clock. Raises psutil.NoSuchProcess once the generator has gone."""
+        times = generator.cpu_times()  # first: it may go while the containers are asked
         with ThreadPoolExecutor(max(1, len(self.names))) as pool:
             containers = dict(zip(self.names, pool.map(self._look, self.names), strict=True))
-        return Sample(time.monotonic() - begun, proc.cpu_seconds(), cpu_seconds(generator), containers)
+        return Sample(time.monotonic() - begun, proc.cpu_seconds(), times.user + times.system, containers)
 
     def _look(self, name: str) -> Usage:
         return usage(_said(["docker", "exec", f"{self.project}-{name}", "sh", "-c", READ]))
-
-
-def cpu_seconds(process: psutil.Process) -> float:
-    """Of a process so far; 0 when it is gone."""
-    try:
-        times = process.cpu_times()
-    except psutil.NoSuchProcess:
-        return 0.0
-    return float(times.user + times.system)
 
 
 def _said(argv: list[str]) -> str:

@@ -122,7 +122,8 @@ def figures(asked: Asked, begin: float, end: float) -> Figures:
 def used(samples: list[Sample], window: tuple[float, float], cores: float, host_cores: int) -> Used | None:
     """Between the first and the last reading in a window of the run (s); ``cores``: of all workers. None without two of them."""
     begin, end = (START_S + edge for edge in window)
-    inside = [sample for sample in samples if begin - EARLY_S <= sample.at <= end + LATE_S]
+    there = [sample for sample in samples if sample.generator_s]  # 0 in older runs: the generator had gone
+    inside = [sample for sample in there if begin - EARLY_S <= sample.at <= end + LATE_S]
     if len(inside) < 2:
         return None
     first, last = inside[0], inside[-1]

@@ -21,7 +21,7 @@ from benchmarks.studies.study import Study
 from fleet.errors import BadSetting
 from fleet.tune.raw import Origin
 
-POINTS, RECORD = "points.json.gz", "run.json"
+POINTS, RECORD, SUMMARY = "points.json.gz", "run.json", "summary.json"
 KEPT_METRICS = (b'"kronos_request_duration"', b'"dropped_iterations"')
 POINT = b'"type":"Point"'
 
@@ -109,6 +109,14 @@ class Folder:
         """All runs, in the order in which they were made."""
         found = [msgspec.json.decode((self.raw / run / RECORD).read_bytes(), type=RunRecord) for run in self.done()]
         return sorted(found, key=lambda record: (record.begun, record.id))
+
+    def rates(self, run: str) -> dict[str, float]:
+        """Every share that k6 counted over the whole run, by metric; none of a run without k6's summary."""
+        path = self.raw / run / SUMMARY
+        if not path.exists():
+            return {}
+        metrics = msgspec.json.decode(path.read_bytes())["metrics"]
+        return {name: float(metric["values"]["rate"]) for name, metric in metrics.items() if metric["type"] == "rate"}
 
     def points(self, run: str) -> list[bytes]:
         """k6's points of one run, a JSON line each."""

@@ -32,13 +32,15 @@ PATIENCE_S = 90.0
 """What k6 may take beyond the time in which it begins requests."""
 WARM_S = 5.0
 SAID = "said.txt"
+LAST_S = 1.5
+"""So long before the end the clocks are read for the last time: that takes up to a second, and k6 must still be there."""
 ASKED_BEFORE_S = 2.0
 """So long before the last reading of the clocks Prometheus is asked: while the load is on."""
 
 
 def moments(seconds: float, slice_s: float) -> list[float]:
     """When the clocks are read, in seconds after k6 was started: at both edges of the steady window, and between slices."""
-    first, last = START_S + warm_up_s(seconds), START_S + seconds - 0.5
+    first, last = START_S + warm_up_s(seconds), START_S + seconds - LAST_S
     between = [START_S + slice_s * number for number in range(int(seconds / slice_s))] if slice_s else []
     return sorted({first, *between, last})
 
@@ -59,7 +61,7 @@ class Watch(threading.Thread):
             if self.url and moment == self.when[-1] and self._wait(moment - ASKED_BEFORE_S):
                 self.answers = prometheus.ask(self.url)
             if self._wait(moment):
-                with suppress(subprocess.SubprocessError):  # a run without a reading is a run all the same
+                with suppress(subprocess.SubprocessError, psutil.NoSuchProcess):  # a run without a reading is a run all the same
                     self.samples.append(self.clock.sample(self.begun, self.generator))
 
     def _wait(self, moment: float) -> bool:

@@ -13,6 +13,7 @@ import msgspec
 from benchmarks.studies import figures, pictures, prometheus, tables, verdicts
 from benchmarks.studies.figures import Asked, Figures, Used
 from benchmarks.studies.folder import Begun, Folder, RunRecord
+from benchmarks.studies.known import Known, known
 from benchmarks.studies.study import Study
 from benchmarks.studies.verdicts import Line, Run, Versus
 from fleet.errors import BadSetting
@@ -37,6 +38,7 @@ class Results(msgspec.Struct, frozen=True):
     lines: list[Line]
     versus: list[Versus]
     slices: dict[str, list[Slice]]
+    known: list[Known] = []
 
 
 def write(folder: Folder, say: Callable[[str], None]) -> Results:
@@ -45,7 +47,7 @@ def write(folder: Folder, say: Callable[[str], None]) -> Results:
     if not records:
         raise BadSetting(f"{folder.path} holds no runs", "measure first")
     asked = {record.id: figures.read(folder.points(record.id)) for record in records}
-    results = analyse(begun, records, asked)
+    results = analyse(begun, records, asked, {record.id: folder.rates(record.id) for record in records})
     folder.write("study.json", msgspec.json.format(msgspec.json.encode(_rounded(results)), indent=1) + b"\n")
     folder.write("table.md", tables.markdown(results).encode())
     for name, chosen in _pictures(results).items():
@@ -56,8 +58,10 @@ def write(folder: Folder, say: Callable[[str], None]) -> Results:
     return results
 
 
-def analyse(begun: Begun, records: Sequence[RunRecord], asked: Mapping[str, Asked]) -> Results:
-    """All figures and verdicts."""
+def analyse(
+    begun: Begun, records: Sequence[RunRecord], asked: Mapping[str, Asked], rates: Mapping[str, Mapping[str, float]]
+) -> Results:
+    """All figures and verdicts. ``rates``: what k6 counted, by run and metric."""
     study, host_cores = begun.study, int(begun.origin.machine["cores"])
     runs = [_run(study, record, asked[record.id], host_cores) for record in records]
     runs.sort(key=lambda run: (run.round or len(records), run.id))
@@ -65,7 +69,8 @@ def analyse(begun: Begun, records: Sequence[RunRecord], asked: Mapping[str, Aske
     lines = [verdicts.line(runs, name) for name in names]
     slices = {record.id: _slices(study, record, asked[record.id], host_cores) for record in records}
     shown = {run: found for run, found in sorted(slices.items()) if found}
-    return Results(begun, runs, lines, verdicts.versus(study, runs), shown)
+    cached = [found for name in names if (found := known(runs, name, rates))]
+    return Results(begun, runs, lines, verdicts.versus(study, runs), shown, cached)
 
 
 def _run(study: Study, record: RunRecord, asked: Asked, host_cores: int) -> Run:

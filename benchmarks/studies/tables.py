@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from benchmarks.studies.figures import Figures, Used
+from benchmarks.studies.known import Known
 from benchmarks.studies.study import MOST_WARM_UP_S, WARM_UP_SHARE, Fleet
 from benchmarks.studies.verdicts import Line, Run, Versus
 from fleet.tune.plan import FEWEST_FOR_CLAIMS
@@ -21,6 +22,7 @@ LINES = (
     "variant", "runs", "right answers/s", "p50 s", "p95 s", "p99 s", "refused", "failed", "worker CPU of quota", "throttled",
     "host CPU", "nginx cores", "k6 cores", "workers' memory MB",
 )  # fmt: skip
+KNOWN = ("variant", "runs", "known to the cache", "computed once for several", "computed for one", "known in the worst run")
 RUNS = ("run", "right answers/s", "p50 s", "p95 s", "p99 s", "refused", "failed", "worker CPU", "host CPU", "k6", "counts")
 SLICES = (
     "from s", "due/s", "right answers/s", "p50 s", "p95 s", "refused", "failed", "dropped", "worker CPU of quota", "host CPU",
@@ -33,6 +35,8 @@ def markdown(results: Results) -> str:
     study = results.begun.study
     lines = [f"# {study.name}", "", study.question, ""]
     lines += rows(LINES, [_line(line) for line in results.lines])
+    if results.known:
+        lines += ["## Known to the cache", "", *rows(KNOWN, [_known(each) for each in results.known])]
     if results.versus:
         lines += ["## Differences", ""]
         head = ("before → after", "figure", "ratio", "rounds", "A/A floor", "verdict")
@@ -88,6 +92,11 @@ def _line(line: Line) -> tuple[str, ...]:
     latencies = (_interval(found) for found in (line.p50, line.p95, line.p99))
     shares = percent(line.refused), percent(line.failed)
     return (line.variant, str(line.runs), _interval(line.throughput), *latencies, *shares, *_used(line.used))
+
+
+def _known(each: Known) -> tuple[str, ...]:
+    shares = each.hit, each.coalesced, 1 - each.hit - each.coalesced, each.fewest
+    return (each.variant, str(each.runs), *map(percent, shares))
 
 
 def _versus(each: Versus) -> tuple[str, ...]:
