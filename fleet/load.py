@@ -67,12 +67,16 @@ class Run:
         outputs += ["--out=experimental-prometheus-rw"] if self.prometheus else []
         given = {**self.dials, "OUT": self.folder}
         dials = [argument for name, value in given.items() for argument in ("-e", f"{name}={value}")]
-        plain = ["--no-usage-report", "--include-system-env-vars=false"]
+        plain = ["--no-usage-report", "--include-system-env-vars=true"]  # for FLEET_API_KEY, which is no argument: all see those
         return [self.k6, "run", *plain, *outputs, *dials, SCRIPT]
 
     def env(self, inherited: Mapping[str, str]) -> dict[str, str]:
-        """k6's settings that have no flag. Nothing is fetched; the dashboard is for this machine, on any free port."""
-        env = {**inherited, "K6_AUTO_EXTENSION_RESOLUTION": "false"}
+        """k6's settings that have no flag. Nothing is fetched; the dashboard is for this machine, on any free port.
+
+        Dials are arguments only: a variable that happens to have the name of one is left out.
+        """
+        env = {name: value for name, value in inherited.items() if name not in DIALS}
+        env |= {"K6_AUTO_EXTENSION_RESOLUTION": "false"}
         if self.dashboard:
             env |= {
                 "K6_WEB_DASHBOARD": "true", "K6_WEB_DASHBOARD_HOST": "127.0.0.1", "K6_WEB_DASHBOARD_PORT": "0",

@@ -132,6 +132,15 @@ def _client() -> list[Panel]:
             "From Server-Timing, so far in the run. Compare with the fleet's own: they should agree. A long `queue`: too few "
             "workers for this rate.",
             *(Query(_k6(f"kronos_stage_{stage}_p95"), stage) for stage in STAGES),
+            width=24,
+        ),
+        graph(
+            "Known to the cache", "percentunit",
+            "Part of the right answers that were known, or computed once for several (X-Cache), so far in the run. Above 0 in a "
+            "run that should measure workers: give it another SEED, or the workers KRONOS_CACHE_TTL=0.",
+            Query(_k6("kronos_cache_hit_rate", by="scenario"), "hit, {{scenario}}"),
+            Query(_k6("kronos_cache_coalesced_rate", by="scenario"), "coalesced, {{scenario}}"),
+            full=1,
         ),
         graph(
             "Checks that held", "percentunit",

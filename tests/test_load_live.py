@@ -16,6 +16,7 @@ from fleet.k6 import ROOT, find_or_build, tell
 from fleet.load import DIALS, main
 from tests.fleet.live import Live, live
 from tests.load.rig import SHORT, free_port, run_k6, seen, standing_in
+from tests.load.stand_in import KEY, LOCKED
 
 pytestmark = pytest.mark.load
 
@@ -28,7 +29,9 @@ SMALL = {
     "burst": SHORT,
     "sustained": SHORT,
     "mixed": {"DURATION": "2s", "VUS": "5"},
+    "repeated": {**SHORT, "PAUSE": "0"},
 }
+CACHED = {"KRONOS_CACHE_TTL": "10"}
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +80,7 @@ def test_every_scenario_holds_against_the_truth(k6: Path, stand_in: str, tmp_pat
         ("quantile-missing", "quantiles are ordered"),
         ("untimed", "stages are timed"),
         ("not-json", "the answer is JSON"),
+        ("cache-nonsense", "the cache says what it did"),
         ("refusal-without-retry", "a refusal says why and until when"),
         ("refusal-as-page", "a refusal says why and until when"),
         ("broken", "the status is in the contract"),
@@ -116,6 +120,29 @@ def test_another_answer_to_the_same_request_is_found_out(k6: Path, stand_in: str
     assert outcome.code == FAILED and "the same request gets the same answer" in outcome.said
 
 
+@pytest.mark.parametrize("batch", ["1", "3"])
+def test_another_answer_to_a_popular_request_is_found_out(k6: Path, stand_in: str, tmp_path: Path, batch: str) -> None:
+    """Every series of every repeat is compared with what was answered before."""
+    outcome = run_k6(k6, tmp_path, f"{stand_in}/lie/unrepeatable", SCENARIO="repeated", **SHORT, BATCH=batch)
+    assert outcome.code == FAILED and "the same request gets the same answer" in outcome.said
+
+
+def test_popular_requests_follow_zipfs_law(k6: Path, stand_in: str, tmp_path: Path) -> None:
+    """As many different ones as the dial says, the one of rank k about 1/k as often as the first; the same seed, the same."""
+    dials = {**SHORT, "SCENARIO": "open", "RATE": "100", "VUS": "100", "DURATION": "4s", "POPULAR": "4"}
+    counts = []
+    for place in ("one", "two"):
+        outcome = run_k6(k6, tmp_path, f"{stand_in}/{place}", **dials, P95_MS="30000")
+        assert outcome.code == HELD, outcome.said
+        asked = seen(f"{stand_in}/series")
+        found = {name.split()[1]: count for name, count in asked.items() if name.startswith(f"/{place}/")}
+        counts.append([found.pop(f"open-{rank}") for rank in range(4)])
+        assert found == {}
+    first, *others = counts[0]
+    assert [count / first for count in others] == pytest.approx([1 / 2, 1 / 3, 1 / 4], abs=0.12)
+    assert counts[0] == pytest.approx(counts[1], abs=4)  # the last arrivals may come a little later
+
+
 def test_refusals_in_order_are_no_lies(k6: Path, stand_in: str, tmp_path: Path) -> None:
     """They are counted apart, users come back when told, and only the share that may fail decides."""
     allowed, not_allowed = tmp_path / "allowed", tmp_path / "not"
@@ -134,11 +161,14 @@ def test_refusals_in_order_are_no_lies(k6: Path, stand_in: str, tmp_path: Path) 
         ({"P95_MS": "0.1"}, "kronos_request_duration{outcome:right}"),
         ({"SCENARIO": "open", "RATE": "5000", "VUS": "1"}, "dropped_iterations"),
         ({"SCENARIO": "ramp", "RATE": "10", "STEPS": "2", "P95_MS": "0.1"}, "kronos_goodput{step:1}"),
+        ({"SCENARIO": "baseline", "MIN_HITS": "0.5"}, "kronos_cache_hit"),
+        ({"SCENARIO": "repeated", "BASE_URL": "{stand_in}/lie/never-cached"}, "kronos_cache_hit"),
     ],
 )
 def test_thresholds_fail(k6: Path, stand_in: str, tmp_path: Path, dials: dict[str, str], threshold: str) -> None:
     """An objective that is not met, or a rate that the generator cannot make, fails the run by name."""
-    outcome = run_k6(k6, tmp_path, stand_in, **{**SHORT, **dials})
+    url = dials.pop("BASE_URL", "{stand_in}").format(stand_in=stand_in)
+    outcome = run_k6(k6, tmp_path, url, **{**SHORT, **dials, "SEED": "9"})
     assert outcome.code == FAILED and f"FAILED  {threshold}" in outcome.said
 
 
@@ -158,7 +188,42 @@ def test_nobody_there_is_said_at_once(k6: Path, tmp_path: Path) -> None:
     assert outcome.summary == {}
 
 
-@pytest.mark.parametrize("scenario", DIALS["SCENARIO"]["choices"])
+@pytest.fixture(scope="module")
+def cached(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    """Two workers that keep answers for ten seconds, as workers do when nobody says otherwise."""
+    with live(tmp_path_factory.mktemp("cached") / "run", app=()) as found:
+        code, said = found.up(2, env=CACHED)
+        assert code == 0, said
+        yield found
+
+
+# Six users with so short a pause ask at most 300 times a second; Nginx lets 500 through from one address.
+POPULAR = {
+    "SCENARIO": "repeated", "DURATION": "6s", "VUS": "6", "PAUSE": "0.02", "LOOKBACK": "64", "HORIZON": "24", "P95_MS": "30000",
+}  # fmt: skip
+
+
+def test_popular_requests_are_known(k6: Path, cached: Live, tmp_path: Path) -> None:
+    """More than 80 % hits on two workers; who asked while it was computed is counted apart; every answer is right."""
+    outcome = run_k6(k6, tmp_path, f"http://127.0.0.1:{cached.port}", **POPULAR)
+    assert outcome.code == HELD, outcome.said
+    hit, coalesced = (outcome.value(f"kronos_cache_{name}", "rate") for name in ("hit", "coalesced"))
+    assert outcome.value("kronos_refused", "rate") == 0
+    assert hit > 0.8 and coalesced > 0 and hit + coalesced < 1  # each of the eight is computed by somebody
+    assert f"{100 * hit:.2f} %" in next(line for line in outcome.said.splitlines() if "known to the cache" in line)
+    assert outcome.value("kronos_goodput", "rate") == outcome.value("checks", "rate") == 1
+
+
+def test_without_a_cache_nothing_is_known(k6: Path, fleet: Live, tmp_path: Path) -> None:
+    """Negative control: the same load on workers that keep nothing has no hit, and fails by that threshold alone."""
+    outcome = run_k6(k6, tmp_path, f"http://127.0.0.1:{fleet.port}", **POPULAR)
+    assert outcome.code == FAILED and [line for line in outcome.said.splitlines() if line.startswith("  FAILED")] == [
+        "  FAILED  kronos_cache_hit rate>0.8"
+    ]
+    assert outcome.value("kronos_cache_hit", "rate") == outcome.value("kronos_cache_coalesced", "rate") == 0
+
+
+@pytest.mark.parametrize("scenario", [name for name in DIALS["SCENARIO"]["choices"] if name != "repeated"])
 def test_every_scenario_holds_against_real_workers(k6: Path, fleet: Live, tmp_path: Path, scenario: str) -> None:
     """The worker's own answers pass every check; its stages add up to less than the client saw."""
     gentle = {"RATE": "3"} if scenario in {"open", "ramp"} else {}
@@ -187,6 +252,22 @@ def test_everything_is_kept(stand_in: str, tmp_path: Path, capfd: pytest.Capture
     assert {"testid": "mine", "outcome": "right", "worker": "stand-in"}.items() <= durations[0]["tags"].items()
     count = json.loads((folder / "summary.json").read_text())["metrics"]["kronos_request_duration"]["values"]["count"]
     assert len(durations) == count
+
+
+@pytest.mark.parametrize("key", [KEY, None], ids=["with", "without"])
+def test_a_fleet_that_wants_a_key_gets_it(
+    stand_in: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str | None
+) -> None:
+    """k6 and Locust show FLEET_API_KEY; it is in nothing that a run keeps. The control: without it every request fails."""
+    monkeypatch.delenv("FLEET_API_KEY", raising=False)
+    if key:
+        monkeypatch.setenv("FLEET_API_KEY", key)
+    dials = {**SHORT, "TESTID": "mine", "BASE_URL": f"{stand_in}{LOCKED}"}
+    arguments = [argument for name, value in dials.items() for argument in ("-e", f"{name}={value}")]
+    assert (main([*arguments, "--no-dashboard", "--into", str(tmp_path)]) == HELD) == bool(key)
+    kept = [path.read_bytes() for path in (tmp_path / "mine").iterdir() if path.suffix in (".txt", ".json")]
+    assert len(kept) == 3 and not any(KEY.encode() in text for text in kept)
+    assert (locust(f"{stand_in}{LOCKED}", "--seconds", "2").returncode == 0) == bool(key)
 
 
 def test_ctrl_c_keeps_what_there_is(stand_in: str, tmp_path: Path) -> None:
@@ -230,7 +311,7 @@ def test_locust_finds_a_lie_out(stand_in: str, lie: str) -> None:
 def test_the_tuning_loop_measures_a_real_fleet(fleet: Live, tmp_path: Path) -> None:
     """Scale, warm, k6, read the workers: every figure of the report is there, and the fleet has its workers back."""
     asked = ("--slo", "p95=2s", "--rate", "8", "--workers", "1,2", "--rounds", "1", "--duration", "3", "--vus-per-worker", "2")
-    code, said = fleet.cli("tune", *asked, "-e", "HORIZON=8", "-e", "LOOKBACK=64", "--reports", str(tmp_path))
+    code, said = fleet.cli("tune", *asked, "-e", "HORIZON=48", "-e", "LOOKBACK=128", "--reports", str(tmp_path))
     assert code == 0, said
     [folder] = tmp_path.iterdir()
     summary = json.loads((folder / "summary.json").read_text())

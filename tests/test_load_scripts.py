@@ -29,6 +29,7 @@ TABLE: list[tuple[str, dict[str, str], int, str]] = [
     ("burst", {"burst": "constant-vus"}, 100, "1m40s"),
     ("sustained", {"sustained": "constant-vus"}, 50, "15m40s"),
     ("mixed", dict.fromkeys(("interactive", "bulk", "repeated"), "constant-vus"), 50, "5m40s"),
+    ("repeated", {"repeated": "constant-vus"}, 50, "5m40s"),
 ]
 
 
@@ -67,6 +68,7 @@ def test_scenarios_are_what_the_table_says(k6: Path, scenario: str, executors: d
         assert thresholds["http_req_failed"] == ["rate<=0.01"]
         assert thresholds["kronos_request_duration{outcome:right}"] == [f"p(95)<={default('P95_MS', scenario)}"]
     assert ("dropped_iterations" in thresholds) is (scenario == "open")
+    assert thresholds.get("kronos_cache_hit") == (["rate>0.8"] if scenario == "repeated" else None)
     assert found["tags"]["testid"].startswith(f"{scenario}-")
     assert "p(99)" in found["summaryTrendStats"]
 
@@ -78,6 +80,11 @@ def default(dial: str, scenario: str) -> Any:
 def test_every_scenario_is_tested() -> None:
     """The table above and the dial name the same scenarios."""
     assert [row[0] for row in TABLE] == DIALS["SCENARIO"]["choices"]
+
+
+def test_a_hit_rate_can_be_asked_of_other_scenarios(k6: Path) -> None:
+    """Popular requests at a fixed rate, with the same threshold."""
+    assert options(k6, "SCENARIO=open", "POPULAR=8", "MIN_HITS=0.5")["thresholds"]["kronos_cache_hit"] == ["rate>0.5"]
 
 
 def test_without_a_word_it_is_the_baseline(k6: Path) -> None:
@@ -113,6 +120,8 @@ def test_dials_change_the_load(k6: Path) -> None:
         (["RATE=5"], "has no effect in baseline; only in open, ramp"),
         (["SCENARIO=mixed", "HORIZON=5"], "has no effect in mixed"),
         (["SCENARIO=mixed", "VUS=2"], "mixed needs 3 users"),
+        (["SCENARIO=mixed", "POPULAR=4"], "has no effect in mixed"),
+        (["MIN_HITS=80"], "must be 0 to 1"),
     ],
 )
 def test_wrong_dials_are_refused(k6: Path, dials: list[str], words: str) -> None:
@@ -124,7 +133,7 @@ def test_wrong_dials_are_refused(k6: Path, dials: list[str], words: str) -> None
 
 def test_nothing_is_fetched() -> None:
     """Scripts import k6's own modules and each other, open local files, and name no address but the fleet's."""
-    assert len(SCRIPTS) == 7
+    assert len(SCRIPTS) == 8
     for script in SCRIPTS:
         text = script.read_text()
         sources = re.findall(r"""(?:from|import|require\(|open\()\s*['"]([^'"]+)['"]""", text)

@@ -11,10 +11,12 @@ import { checkRepeated, judge } from './lib/checks.js';
 import { dials } from './lib/dials.js';
 import { record } from './lib/metrics.js';
 import { histories, request, series } from './lib/payloads.js';
+import { popular } from './lib/popular.js';
 import { options as optionsOf, step } from './lib/scenarios.js';
 import { summary } from './lib/summary.js';
 
 const D = dials(__ENV);
+const KEY = __ENV.FLEET_API_KEY ? { Authorization: `Bearer ${__ENV.FLEET_API_KEY}` } : {};
 export const options = optionsOf(D);
 
 // Shapes of mixed: lookback and horizon in candles, sample paths. All inside a context of 512: a window that rolls is another
@@ -28,6 +30,7 @@ const shaped = ([lookback, horizon, samples]) => ({ history: histories(lookback,
 const shapes = D.SCENARIO === 'mixed' ? null : shaped([D.LOOKBACK, D.HORIZON, D.SAMPLES]);
 const mixedShapes = D.SCENARIO === 'mixed' ? MIXED.map(shaped) : [];
 const bulkShapes = D.SCENARIO === 'mixed' ? BULK.map(shaped) : [];
+const pick = D.POPULAR ? popular(D.POPULAR, D.SKEW, D.SEED) : (number) => number;
 
 /** The same number, the same series: number is counted over all users of a scenario. */
 function member(shape, number) {
@@ -36,7 +39,7 @@ function member(shape, number) {
 
 function ask(asked, tags) {
   const id = `k6-${exec.scenario.startTime.toString(36)}-${exec.vu.idInTest}-${exec.vu.iterationInScenario}`;
-  const headers = { 'Content-Type': 'application/json', 'X-Request-ID': id };
+  const headers = { 'Content-Type': 'application/json', 'X-Request-ID': id, ...KEY };
   const response = http.post(D.BASE_URL + asked.path, asked.body, { headers, tags, timeout: (D.TIMEOUT + 10) * 1000 });
   const judged = judge(asked, id, response);
   record(asked, response, judged, D.P95_MS, tags);
@@ -50,12 +53,15 @@ function rest(response) {
   if (back || thought) sleep(Math.max(back, thought));
 }
 
-/** One request of the dials' shape. */
+/** One request of the dials' shape: a new one, or one of the popular ones. */
 export function plain() {
-  const number = exec.scenario.iterationInTest;
-  const members = Array.from({ length: D.BATCH }, (_, k) => member(shapes, number * D.BATCH + k));
+  const first = exec.scenario.iterationInTest * D.BATCH;
+  const picked = Array.from({ length: D.BATCH }, (_, k) => pick(first + k));
+  const members = picked.map((number) => member(shapes, number));
   const tags = D.SCENARIO === 'ramp' ? { step: String(step(D, Date.now() - exec.scenario.startTime)) } : {};
-  const { response } = ask(request(members, { timeout: D.TIMEOUT, priority: D.PRIORITY }, D.BATCH > 1), tags);
+  const manner = { timeout: D.TIMEOUT, priority: D.PRIORITY };
+  const { id, response, answer } = ask(request(members, manner, D.BATCH > 1), tags);
+  if (D.POPULAR && answer !== null) checkRepeated(picked, D.BATCH > 1 ? answer.items : [answer], id);
   if (D.PAUSE !== undefined) rest(response);
 }
 
@@ -78,7 +84,7 @@ export function repeated() {
   const number = exec.scenario.iterationInTest % REPEATED;
   const members = [member(mixedShapes[number % mixedShapes.length], number)];
   const { id, response, answer } = ask(request(members, { timeout: D.TIMEOUT, priority: 'interactive' }, false), {});
-  if (answer !== null) checkRepeated(String(number), answer, id);
+  if (answer !== null) checkRepeated([number], [answer], id);
   rest(response);
 }
 

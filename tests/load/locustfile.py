@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
 import random
 import uuid
 from argparse import ArgumentParser
@@ -28,6 +29,7 @@ PRICES: Final = COLUMNS[:4]
 GRID_START: Final = datetime(2024, 6, 1, tzinfo=UTC)
 GRID_STEP: Final = timedelta(minutes=5)  # unbroken, unlike the file's own times: so the server can continue the series
 TIMEOUT_S: Final = 30.0
+KEY: Final = {"Authorization": f"Bearer {key}"} if (key := os.environ.get("FLEET_API_KEY")) else {}
 # Users and seconds of each scenario.
 SCENARIOS: Final[Mapping[str, tuple[int, float]]] = {"steady": (10, 300), "burst": (100, 60), "sustained": (50, 900)}
 
@@ -92,7 +94,7 @@ class Trader(FastHttpUser):
     def ask(self, path: str, document: Mapping[str, Any], judge: Any) -> None:
         """One request; Locust counts it as failed when anything is wrong with the answer."""
         request_id = f"locust-{uuid.uuid4().hex[:16]}"
-        headers = {"Content-Type": "application/json", "X-Request-ID": request_id}
+        headers = {"Content-Type": "application/json", "X-Request-ID": request_id, **KEY}
         with self.client.post(path, data=json.dumps(document), headers=headers, catch_response=True) as response:
             if response.status_code != 200:
                 response.failure(f"status {response.status_code}")

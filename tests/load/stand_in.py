@@ -83,6 +83,10 @@ def shuffle_quantiles(answer: Document) -> None:
 tick = itertools.count(1)
 seen: Counter[str] = Counter()
 """Requests by path; every path that is no route answers with it."""
+series: dict[str, int] = {}
+"""How often each series, by path and id, was asked for; ``SERIES`` answers with it. The least recent is forgotten."""
+SERIES: Final = "/series"
+MOST_SERIES: Final = 1000
 
 LIES: Final[Mapping[str, Lie]] = {
     "series-id": last(lambda answer: answer.update(series_id="somebody-else")),
@@ -100,6 +104,8 @@ LIES: Final[Mapping[str, Lie]] = {
     "untimed": lambda answer: answer.pop("timings"),
 }
 NOT_JSON: Final = "not-json"
+# What X-Cache says instead of the truth.
+CACHE_LIES: Final = {"never-cached": b"miss", "cache-nonsense": b"maybe"}
 # Refusals by the name of the lie: status, headers, document. Only ``refusal`` is as it should be.
 PROBLEM: Final = (b"content-type", b"application/problem+json")
 REFUSALS: Final = {
@@ -107,7 +113,10 @@ REFUSALS: Final = {
     "refusal-without-retry": (429, [PROBLEM]),
     "refusal-as-page": (503, [(b"content-type", b"text/html"), (b"retry-after", b"1")]),
     "broken": (500, [PROBLEM]),
+    "locked": (401, [PROBLEM]),
 }
+LOCKED, KEY = "/locked", "open-sesame"
+"""What begins with it is answered to who shows the key."""
 
 
 async def app(scope: Scope, receive: Callable[[], Awaitable[Message]], send: Callable[[Message], Awaitable[None]]) -> None:
@@ -118,8 +127,11 @@ async def app(scope: Scope, receive: Callable[[], Awaitable[Message]], send: Cal
     while more:
         message = await receive()
         body, more = body + message.get("body", b""), message.get("more_body", False)
-    request_id = dict(scope["headers"]).get(b"x-request-id", b"none")
-    status, headers, content = respond(scope["path"], body, request_id.decode())
+    sent = dict(scope["headers"])
+    request_id = sent.get(b"x-request-id", b"none")
+    has_key = sent.get(b"authorization") == f"Bearer {KEY}".encode()
+    path = scope["path"].replace(LOCKED, "" if has_key else "/lie/locked", 1)
+    status, headers, content = respond(path, body, request_id.decode())
     length = (b"content-length", str(len(content)).encode())
     named = [(b"x-request-id", request_id), (b"x-served-by", WORKER.encode()), length]
     await send({"type": "http.response.start", "status": status, "headers": [*headers, *named]})
@@ -131,15 +143,28 @@ def respond(path: str, body: bytes, request_id: str) -> tuple[int, list[tuple[by
     seen[path] += 1
     plain = [(b"content-type", b"application/json")]
     if not path.endswith(ROUTES):
-        return 200, plain, json.dumps(seen).encode()
+        return 200, plain, json.dumps(series if path == SERIES else seen).encode()
     _, _, lie = path.removesuffix(ROUTES[0]).removesuffix(ROUTES[1]).rpartition("/lie/")
     if lie in REFUSALS:
         status, headers = REFUSALS[lie]
         problem = {"type": "urn:stand-in", "title": "No", "status": status, "detail": "as told", "request_id": request_id}
         return status, headers, json.dumps(problem).encode()
-    answer = answer_to(msgspec.json.decode(body), request_id)
+    asked = msgspec.json.decode(body)
+    plain.append((b"x-cache", CACHE_LIES.get(lie, cache(path, asked))))
+    answer = answer_to(asked, request_id)
     if lie == NOT_JSON:
         return 200, plain, msgspec.json.encode(answer).replace(b"1.0", b"NaN")
-    if lie:
+    if lie in LIES:
         LIES[lie](answer)
     return 200, plain, msgspec.json.encode(answer)
+
+
+def cache(path: str, asked: Document) -> bytes:
+    """Whether every series has been asked for on this path before, in the words of a worker."""
+    names = [f"{path} {item['series_id']}" for item in asked.get("items", [asked])]
+    known = [name in series for name in names]
+    for name in names:
+        series[name] = series.pop(name, 0) + 1
+        if len(series) > MOST_SERIES:
+            del series[next(iter(series))]
+    return b"hit" if all(known) else b"hit, miss" if any(known) else b"miss"

@@ -7,6 +7,7 @@ import { check } from 'k6';
 const REFUSALS = [429, 503, 504]; // too much waiting, no worker ready, deadline passed: said in order, so not a fault
 const COME_BACK = [429, 503]; // these say when
 const PROBLEM = 'application/problem+json';
+const CACHE_RESULTS = ['hit', 'miss', 'coalesced', 'bypass'];
 
 function fault(asked, id, response, answer) {
   const named = [answer.request_id, response.headers['X-Request-Id']];
@@ -60,6 +61,11 @@ function timed(answer) {
   return answer.timings && Number.isFinite(answer.timings.total) ? '' : 'no timings';
 }
 
+function told(response) {
+  const said = response.headers['X-Cache'] || '';
+  return said.split(', ').every((word) => CACHE_RESULTS.includes(word)) ? '' : `X-Cache is ${said}`;
+}
+
 /** The first fault of `question` over all pairs of expected and item. An answer of a shape that breaks it is at fault too. */
 function first(pairs, question) {
   try {
@@ -100,6 +106,7 @@ function judgeAnswer(asked, id, response, answer) {
     'numbers are finite, prices positive': first(pairs, (_, item) => plausible(item.prediction)),
     'quantiles are ordered': first(pairs, ordered),
     'stages are timed': timed(answer),
+    'the cache says what it did': told(response),
   };
   return { faults, refused: whole ? 0 : items.length - pairs.length };
 }
@@ -144,10 +151,14 @@ function report(faults, id) {
 const answers = new Map(); // of this user: what was asked → the numbers it got
 const numbers = (row) => [row.open, row.high, row.low, row.close, row.volume, row.amount];
 
-/** Whether the same request, of one series, got the same numbers as before. */
-export function checkRepeated(name, answer, id) {
-  const found = answer.prediction.flatMap(numbers).join();
-  const before = answers.get(name);
-  answers.set(name, found);
-  return report({ 'the same request gets the same answer': before === undefined || before === found ? '' : name }, id);
+/** Whether each series, by a name that stands for all that was asked, got the same numbers as before. */
+export function checkRepeated(names, items, id) {
+  const changed = names.filter((name, k) => {
+    if (isRefusal(items[k])) return false;
+    const found = items[k].prediction.flatMap(numbers).join();
+    const before = answers.get(name);
+    answers.set(name, found);
+    return before !== undefined && before !== found;
+  });
+  return report({ 'the same request gets the same answer': changed.join() }, id);
 }

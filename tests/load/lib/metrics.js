@@ -16,6 +16,8 @@ const itemsRefused = new Counter('kronos_items_refused'); // series refused in b
 const stages = Object.fromEntries(STAGES.map((name) => [name, new Trend(`kronos_stage_${name}`, true)]));
 const total = new Trend('kronos_worker_total', true); // the worker's own account of the whole request
 const outside = new Trend('kronos_outside_worker', true); // the client's account less the worker's: network, Nginx, accept
+const hit = new Rate('kronos_cache_hit'); // part of the answers that were known from before
+const coalesced = new Rate('kronos_cache_coalesced'); // part that was not, but was computed once for several who asked
 
 /** Count one judged request. */
 export function record(asked, response, judged, objectiveMs, tags) {
@@ -27,6 +29,9 @@ export function record(asked, response, judged, objectiveMs, tags) {
   if (answer === null) return;
   forecasts.add(asked.expected.length - judged.refused, tags);
   if (judged.refused) itemsRefused.add(judged.refused, tags);
+  const cache = response.headers['X-Cache'];
+  hit.add(cache === 'hit', tags);
+  coalesced.add(cache === 'coalesced' || cache === 'hit, coalesced', tags);
   for (const name of STAGES) {
     const spent = answer.timings[name];
     if (spent !== undefined) stages[name].add(spent, tags);

@@ -1,8 +1,8 @@
 // The scenarios: which executor makes which load, and which thresholds decide.
 // Knows: k6's options. Does not know: requests and answers.
 //
-// Closed loop (baseline, burst, sustained, mixed): users who wait for their answer. When the fleet slows they ask less, so
-// it says what the fleet can do, nothing about a target rate. Open loop (open, ramp): arrivals come whether or not
+// Closed loop (baseline, burst, sustained, mixed, repeated): users who wait for their answer. When the fleet slows they ask
+// less, so it says what the fleet can do, nothing about a target rate. Open loop (open, ramp): arrivals come whether or not
 // anybody is done; an arrival that finds no free user is dropped, never late, and then the percentiles are survivors'.
 
 import { seconds } from './dials.js';
@@ -65,14 +65,15 @@ function kept(d) {
   ]));
 }
 
-/** A run is good when every answer was right, few were refused, and p95 of the right ones met the objective. */
+/** A run is good when every answer was right, few were refused, p95 of the right ones met the objective, and enough were known. */
 function thresholds(d) {
   const p95 = [`p(95)<=${d.P95_MS}`];
   const always = { ...kept(d), checks: ['rate==1'] };
   if (d.SCENARIO === 'ramp') return { ...always, 'kronos_goodput{step:1}': ['rate>=0.95'] }; // the later ones may fail
   const failed = { http_req_failed: [`rate<=${d.MAX_FAILED}`] };
   const arrived = d.SCENARIO === 'open' ? { dropped_iterations: ['count==0'] } : {};
-  return { ...always, ...failed, ...arrived, 'kronos_request_duration{outcome:right}': p95 };
+  const known = d.MIN_HITS ? { kronos_cache_hit: [`rate>${d.MIN_HITS}`] } : {};
+  return { ...always, ...failed, ...arrived, ...known, 'kronos_request_duration{outcome:right}': p95 };
 }
 
 /** k6's options for these dials. */

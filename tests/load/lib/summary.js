@@ -42,6 +42,8 @@ function counts(d, data) {
     line(`goodput (right within ${d.P95_MS} ms)`, percent(values(data, 'kronos_goodput').rate)),
     line('refused in order', percent(values(data, 'kronos_refused').rate)),
     line('checks that held', percent(values(data, 'checks').rate)),
+    line('known to the cache', percent(values(data, 'kronos_cache_hit').rate)),
+    line('computed once for several', percent(values(data, 'kronos_cache_coalesced').rate)),
     ...(d.SCENARIO === 'open' ? [line('arrivals made of those due', percent(made))] : []),
     ...(d.RATE ? [line('arrivals dropped', values(data, 'dropped_iterations').count || 0)] : []),
   ];
