@@ -40,7 +40,7 @@ def dict_config(level: str) -> dict[str, Any]:
         "version": 1,
         "disable_existing_loggers": False,
         "formatters": {"json": {"()": "app.logs.JsonFormatter"}},
-        "handlers": {"out": {"class": "logging.StreamHandler", "formatter": "json", "stream": "ext://sys.stdout"}},
+        "handlers": {"out": {"class": "app.outlet.Outlet", "formatter": "json", "stream": "ext://sys.stdout"}},
         "root": {"level": level.upper(), "handlers": ["out"]},
         "loggers": {name: dict(through) for name in ("gunicorn.error", "gunicorn.access", "uvicorn", "uvicorn.error")}
         | {"uvicorn.access": {"handlers": [], "propagate": False}},
