@@ -23,9 +23,10 @@ WHY_NOT = "" if PROGRAM else "needs valkey-server or redis-server on PATH (Debia
 
 @dataclass
 class KeyValueServer:
-    """A running server without persistence."""
+    """A running server; what it holds outlives it only if its options say so."""
 
     port: int
+    command: list[str]
     process: subprocess.Popen[bytes]
 
     @property
@@ -38,6 +39,16 @@ class KeyValueServer:
 
     def resume(self) -> None:
         self.process.send_signal(signal.SIGCONT)
+
+    def kill(self) -> None:
+        """End it as a crash would."""
+        self.process.kill()
+        self.process.wait()
+
+    def start(self) -> None:
+        """Start it again, at the same port and with what it kept."""
+        self.process = subprocess.Popen(self.command, stdout=subprocess.DEVNULL)
+        assert until(lambda: _answers(self.port))
 
 
 def free_port() -> int:
@@ -58,13 +69,12 @@ def key_value_server(*options: str) -> Iterator[KeyValueServer]:
     """A server of one's own, gone at the end, however it comes."""
     port = free_port()
     command = [PROGRAM or "", "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", *options]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    server = KeyValueServer(port, command, subprocess.Popen(command, stdout=subprocess.DEVNULL))
     try:
         assert until(lambda: _answers(port))
-        yield KeyValueServer(port, process)
+        yield server
     finally:
-        process.kill()
-        process.wait()
+        server.kill()
 
 
 @dataclass

@@ -1,0 +1,1 @@
+"""Jobs: predictions that are asked for now and fetched later."""
