@@ -30,6 +30,8 @@ class Limits:
     """Units of work waiting or running. One request may exceed it alone when nothing else is there."""
     bulk_share: float = 0.5
     """The part of both limits that bulk requests may fill, so that they are refused first."""
+    max_wait_s: float = 30.0
+    """Longest that anything may stand in the queue, by the measured drain rate."""
 
 
 class Admission:
@@ -48,8 +50,11 @@ class Admission:
         with self._lock:
             if self._ahead(self._requests, priority) >= self._share(priority) * self.limits.max_requests:
                 raise self._refusal("requests", priority)
-            if self._ahead(self._work, priority) >= self._share(priority) * self.limits.max_work:
+            ahead = self._ahead(self._work, priority)
+            if ahead >= self._share(priority) * self.limits.max_work:
                 raise self._refusal("work", priority)
+            if self._wait_s(ahead) > self.limits.max_wait_s:
+                raise self._refusal("wait", priority)
             self._requests[priority] += 1
 
     def leave(self, priority: Priority) -> None:
@@ -59,12 +64,15 @@ class Admission:
 
     def add(self, work: int, priority: Priority, patience_s: float) -> None:
         """Count `work` units in. Raises Overloaded when they do not fit, or when what is ahead of them would,
-        at the measured rate, take longer than `patience_s` seconds."""
+        at the measured rate, take longer than `patience_s` seconds or than anything may wait."""
         with self._lock:
             ahead = self._ahead(self._work, priority)
             if ahead and ahead + work > self._share(priority) * self.limits.max_work:
                 raise self._refusal("work", priority)
-            if self._wait_s(ahead) > max(patience_s, 0.0):
+            wait_s = self._wait_s(ahead)
+            if wait_s > self.limits.max_wait_s:
+                raise self._refusal("wait", priority)
+            if wait_s > max(patience_s, 0.0):
                 raise self._refusal("deadline", priority)
             self._work[priority] += work
 

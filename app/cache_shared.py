@@ -62,9 +62,10 @@ class Shared:
     def __init__(self, url: str, ttl: float) -> None:
         """``url``: redis://, rediss:// or unix://, as redis-py reads it. Connects when it is first asked."""
         pool = BlockingConnectionPool.from_url(
-            url, max_connections=CONNECTIONS, timeout=PURSE_S, socket_timeout=WRITE_S, socket_connect_timeout=WRITE_S,
+            url, max_connections=CONNECTIONS, timeout=PURSE_S, socket_timeout=None, socket_connect_timeout=WRITE_S,
             retry=Retry(NoBackoff(), 0), protocol=2,
         )  # fmt: skip
+        # each call is bounded below; a socket_timeout would be an asyncio.wait_for, which may lose a cancellation (Python 3.11)
         self._client = Redis.from_pool(pool)
         self._seek = self._client.register_script(SEEK)
         self._ttl_ms = max(1, round(1e3 * ttl))

@@ -137,6 +137,11 @@ class Engine:
             pages_total=pool.num_pages,
         )
 
+    def idle_slots(self) -> int:
+        """Slots that nobody has or is about to get, as of now."""
+        waiting = sum(self._scheduler.num_waiting(priority) for priority in PRIORITIES)
+        return max(0, self._scheduler.num_slots - self._scheduler.num_running - waiting)
+
     def _submit(self, work: Forecast | Embed, priority: Priority, deadline: float) -> Ticket:
         if self._stopping:
             raise Draining()
@@ -151,7 +156,7 @@ class Engine:
         if not self._command(lambda: self._admit(job)):
             self._admission.subtract(series.work, priority)
             raise self._end()
-        return Ticket(job.future, lambda reason: self._command(lambda: self._cancel(job, reason)))
+        return Ticket(job.future, lambda reason: self._command(lambda: self._cancel(job, reason)), lambda: series.num_steps)
 
     def _command(self, command: Callable[[], None]) -> bool:
         """Have the thread obey a command; False if it has ended and nobody would."""

@@ -24,6 +24,7 @@ class ErrorRow(NamedTuple):
 
 ERROR_TABLE: Final[Mapping[str, ErrorRow]] = {
     "bad-json": ErrorRow(400, "Not JSON", "the body is not one JSON document in UTF-8"),
+    "unauthorized": ErrorRow(401, "Unauthorized", "an API key is needed, and no valid one was shown"),
     "not-found": ErrorRow(404, "Not found", "no route has this path"),
     "method-not-allowed": ErrorRow(405, "Method not allowed", "the route does not answer this method"),
     "body-timeout": ErrorRow(408, "Body too slow", "the body did not arrive in time"),
@@ -32,10 +33,15 @@ ERROR_TABLE: Final[Mapping[str, ErrorRow]] = {
     "invalid-input": ErrorRow(422, "Invalid input", "an element is missing, unknown, misshapen or out of bounds"),
     "work-too-large": ErrorRow(422, "Too much work", "series × paths × steps is above the limit of one request"),
     "overloaded": ErrorRow(429, "Overloaded", "the queue is full; come back after Retry-After seconds"),
+    "pool-saturated": ErrorRow(429, "Pool saturated", "a pool of threads and the line before it are full"),
+    "key-reused": ErrorRow(422, "Idempotency key reused", "this Idempotency-Key came with another request before"),
     "cancelled": ErrorRow(499, "Cancelled", "the client has gone; nobody reads this answer"),
     "engine-failed": ErrorRow(500, "Internal error", "the worker failed; its log has the details"),
     "not-ready": ErrorRow(503, "Not ready", "the worker is still loading or warming up"),
     "draining": ErrorRow(503, "Draining", "the worker finishes what it has and accepts nothing new"),
+    "job-abandoned": ErrorRow(500, "Job abandoned", "each worker that ran this job died or fell silent over it"),
+    "jobs-off": ErrorRow(501, "No jobs here", "this service has no job store (KRONOS_JOBS_URL)"),
+    "jobs-unavailable": ErrorRow(503, "Jobs unavailable", "the job store does not answer; predictions are not affected"),
     "deadline-passed": ErrorRow(504, "Deadline passed", "the timeout passed and the work was stopped"),
 }
 
@@ -86,8 +92,8 @@ class KronosError(Exception):
 class _ComeBack(KronosError):
     """An error that passes by itself: it says after how many seconds to try again."""
 
-    def __init__(self, detail: str, retry_after: float) -> None:
-        super().__init__(detail)
+    def __init__(self, detail: str, retry_after: float, *, log: str | None = None) -> None:
+        super().__init__(detail, log=log)
         self.retry_after = retry_after
 
     def headers(self) -> dict[str, str]:
@@ -97,6 +103,19 @@ class _ComeBack(KronosError):
 
 class BadJson(KronosError):
     kind = "bad-json"
+
+
+class Unauthorized(KronosError):
+    """``fault``: what RFC 6750 calls what is wrong with the key that was shown; none when none was."""
+
+    kind = "unauthorized"
+
+    def __init__(self, detail: str, fault: str = "") -> None:
+        super().__init__(detail)
+        self.fault = fault
+
+    def headers(self) -> dict[str, str]:
+        return {"www-authenticate": 'Bearer realm="kronos"' + (f', error="{self.fault}"' if self.fault else "")}
 
 
 class NotFound(KronosError):
@@ -150,6 +169,13 @@ class WorkTooLarge(KronosError):
     kind = "work-too-large"
 
 
+class KeyReused(KronosError):
+    kind = "key-reused"
+
+    def __init__(self) -> None:
+        super().__init__("this Idempotency-Key came with another request before; use a new key for a new job")
+
+
 class Overloaded(_ComeBack):
     """Refused at the door. ``reason`` is the label of ``kronos_rejected_total``."""
 
@@ -165,6 +191,38 @@ class NotReady(_ComeBack):
 
     def __init__(self, retry_after: float = 1.0, detail: str = "the model is not ready yet") -> None:
         super().__init__(detail, retry_after)
+
+
+class PoolSaturated(_ComeBack):
+    """``pool`` has no thread for this in time. ``setting`` makes it larger; that is for the log, not for clients."""
+
+    kind = "pool-saturated"
+
+    def __init__(self, pool: str, why: str, setting: str, retry_after: float) -> None:
+        remedy = f"raise {setting}, or find in GET /health/thread-pools what holds its threads"
+        super().__init__(f"the pool {pool!r} {why}", retry_after, log=f"the pool {pool!r} {why}: {remedy}")
+        self.pool = pool
+
+
+class JobAbandoned(KronosError):
+    kind = "job-abandoned"
+
+    def __init__(self, attempts: int) -> None:
+        super().__init__(f"given up after {attempts} attempts: each worker that ran this job died or fell silent over it")
+
+
+class JobsOff(KronosError):
+    kind = "jobs-off"
+
+    def __init__(self) -> None:
+        super().__init__("this service keeps no jobs: its operator sets KRONOS_JOBS_URL to change that")
+
+
+class JobsUnavailable(_ComeBack):
+    kind = "jobs-unavailable"
+
+    def __init__(self, log: str, retry_after: float = 2.0) -> None:
+        super().__init__("the job store does not answer now", retry_after, log=log)
 
 
 class Draining(_ComeBack):

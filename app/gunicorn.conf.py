@@ -59,8 +59,9 @@ bind = settings.bind
 workers = settings.workers
 worker_class = Worker
 timeout = HEARTBEAT_S
-# One second more than the server's own, and the time in which it still serves, not ready.
-graceful_timeout = math.ceil(settings.inference_timeout + settings.drain_delay) + 2
+# More than the server's own, by the time in which it still serves, not ready, and by what it may take afterwards to write
+# down what it holds of predictions (3 s) and to let its pools finish (2 s).
+graceful_timeout = math.ceil(settings.inference_timeout + settings.drain_delay) + 2 + 5
 keepalive = settings.keep_alive  # longer than the proxy's (default 2 s), or it would meet closed connections
 control_socket_disable = True  # it would be made in the home folder, which may be read-only
 worker_tmp_dir = "/dev/shm" if Path("/dev/shm").is_dir() else None  # a heartbeat must not wait for a disk

@@ -14,8 +14,8 @@ import signal
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, Final
 
 from fastapi import FastAPI
@@ -25,15 +25,20 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app import metrics, quota
-from app.admission import Limits
 from app.api.edge import Edge
 from app.api.faults import LISTED
+from app.api.job_work import work
+from app.api.keys import RequireKey
 from app.api.openapi import make_openapi
 from app.api.routes import make_routes
 from app.api.state import Served, Worker
 from app.cache import Cache
 from app.errors import KronosError, MethodNotAllowed, NotFound
+from app.jobs.desk import Desk, make_store
 from app.logs import dict_config
+from app.pool import Pool
+from app.pools import LoopExecutor, installed, make_pools
+from app.records import Sink
 from app.settings import Settings, load
 
 log = logging.getLogger(__name__)
@@ -41,6 +46,8 @@ log = logging.getLogger(__name__)
 STATUS_UNUSABLE: Final = 3  # gunicorn stops, instead of trying again, when a worker exits with this status
 STATUS_STUCK: Final = 70
 WATCH_PERIOD_S: Final = 0.5
+SINK_PATIENCE_S: Final = 3.0
+POOLS_PATIENCE_S: Final = 2.0
 
 Loader = Callable[[Settings], Served]
 Exit = Callable[[int], Any]
@@ -56,9 +63,8 @@ def load_model(settings: Settings) -> Served:
 
     checkpoint = weights.load(settings.model, settings.tokenizer, sha256=settings.model_sha256, max_context=settings.max_context)
     runner = build_runner(checkpoint, num_slots=settings.slots, device=settings.device, dtype=settings.dtype)
-    limits = Limits(settings.max_concurrency, settings.max_queue_work, settings.bulk_share)
     return Served(
-        engine=Engine(runner, limits=limits),
+        engine=Engine(runner, limits=settings.limits),
         model_version=checkpoint.model_version,
         tokenizer_version=checkpoint.tokenizer_version,
         max_context=checkpoint.max_context,
@@ -81,25 +87,64 @@ def make_cache(settings: Settings) -> Cache:
     return cache
 
 
+def make_sinks(settings: Settings) -> tuple[Sink, ...]:
+    """Those who keep a record of predictions."""
+    sinks: list[Sink] = []
+    if settings.prediction_log:
+        from app.prediction_log.sink import PredictionLog  # Arrow is loaded only where there is something to write
+
+        sinks.append(PredictionLog.of(settings.prediction_log, settings))
+    if settings.kafka_servers:
+        from app.events_kafka import make_events  # nor librdkafka
+
+        sinks.append(make_events(settings))
+    if settings.postgres_url:
+        from app.table import make_table  # nor libpq
+
+        sinks.append(make_table(settings))
+    return tuple(sinks)
+
+
+def make_desk(worker: Worker) -> Desk | None:
+    """What the worker has for jobs, where the settings say that there are any."""
+    store = make_store(worker.settings)
+    if store is None:
+        return None
+
+    def idle() -> int:
+        served = worker.served
+        return served.engine.idle_slots() if served else 0
+
+    return Desk(store, worker.settings, partial(work, worker), idle, lambda: worker.leaving)
+
+
 def create_app(settings: Settings, loader: Loader = load_model, leave: Exit = os._exit) -> FastAPI:
     """The application of one worker. ``leave`` ends the process when it is beyond help."""
-    worker = Worker(settings, make_cache(settings))
+    worker = Worker(settings, make_cache(settings), make_sinks(settings), pools=make_pools(settings))
+    worker.desk = make_desk(worker)
     quota.publish()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        for sentence in settings.without_effect():
-            log.warning("%s", sentence)
-        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(settings.io_workers, "io"))
+        asyncio.get_running_loop().set_default_executor(LoopExecutor(worker.pools["io"]))
         stopped = threading.Event()
-        for role in (_bring_up, _watch):
-            threading.Thread(target=role, args=(worker, loader, leave, stopped), name=role.__name__, daemon=True).start()
-        _announce_leaving(worker)
-        yield
-        worker.leaving = True
-        stopped.set()
-        await asyncio.to_thread(_take_down, worker)
-        await worker.cache.close()
+        with installed(worker.pools):
+            worker.pools["inference"].submit(_bring_up, worker, loader, leave)
+            threading.Thread(target=_watch, args=(worker, leave, stopped), name="watch", daemon=True).start()
+            _announce_leaving(worker)
+            if worker.desk:
+                worker.desk.open()
+            yield
+            worker.leaving = True
+            stopped.set()
+            if worker.desk:
+                await worker.desk.close()
+            # The named pools may be full of what is stuck; leaving must not wait for that.
+            last = Pool("leaving", 1 + len(worker.sinks))
+            await last.run(_take_down, worker)
+            await worker.cache.close()
+            await asyncio.gather(*(last.run(sink.close, SINK_PATIENCE_S) for sink in worker.sinks))
+            await worker.pools.close(POOLS_PATIENCE_S)
 
     app = FastAPI(title="Kronos Fleet", lifespan=lifespan, redoc_url=None, swagger_ui_oauth2_redirect_url=None)
     app.router.routes.extend(make_routes(worker))
@@ -107,6 +152,8 @@ def create_app(settings: Settings, loader: Loader = load_model, leave: Exit = os
     document = make_openapi(settings, LISTED)
     app.openapi = lambda: document  # type: ignore[method-assign]
     app.add_exception_handler(HTTPException, _as_kronos_error)
+    if settings.api_keys:
+        app.add_middleware(RequireKey, hashes=settings.api_keys)
     app.add_middleware(Edge, worker_name=settings.worker_name)
     app.state.worker = worker
     return app
@@ -122,7 +169,7 @@ async def _as_kronos_error(request: Request, error: Exception) -> Response:
     raise error
 
 
-def _bring_up(worker: Worker, loader: Loader, leave: Exit, stopped: threading.Event) -> None:
+def _bring_up(worker: Worker, loader: Loader, leave: Exit) -> None:
     """Load, start and warm up; then the worker is ready."""
     began = time.monotonic()
     try:
@@ -140,7 +187,7 @@ def _bring_up(worker: Worker, loader: Loader, leave: Exit, stopped: threading.Ev
     log.info("ready after %.1f s: %s", time.monotonic() - began, served.model_version)
 
 
-def _watch(worker: Worker, loader: Loader, leave: Exit, stopped: threading.Event) -> None:
+def _watch(worker: Worker, leave: Exit, stopped: threading.Event) -> None:
     """End the process when it is beyond help, so that its supervisor starts another."""
     deadline = time.monotonic() + worker.settings.startup_timeout
     while not stopped.wait(WATCH_PERIOD_S):

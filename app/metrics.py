@@ -82,6 +82,64 @@ CACHE_SHARED = Counter(
 CACHE_SHARED_UP = Gauge("kronos_cache_shared_up", "1 while the shared cache is asked, 0 while it is left out.", registry=REGISTRY)
 CACHE_BYTES = Gauge("kronos_cache_bytes", "Bytes of outcomes kept in this worker's result cache.", registry=REGISTRY)
 CACHE_ENTRIES = Gauge("kronos_cache_entries", "Outcomes kept in this worker's result cache.", registry=REGISTRY)
+SINK_OFFERED = Counter(
+    "kronos_sink_offered_total", "Forecasts told to one keeper of predictions (log, kafka, postgres).",
+    ["sink"], registry=REGISTRY,
+)  # fmt: skip
+SINK_RECORDS = Counter(
+    "kronos_sink_records_total",
+    "Forecasts settled: written; failed (can never be written); dropped (no room, or no time at the end).",
+    ["sink", "outcome"], registry=REGISTRY,
+)  # fmt: skip
+SINK_HELD_RECORDS = Gauge("kronos_sink_held_records", "Forecasts told and not settled yet.", ["sink"], registry=REGISTRY)
+SINK_HELD_BYTES = Gauge("kronos_sink_held_bytes", "About how much memory they take.", ["sink"], registry=REGISTRY)
+SINK_UP = Gauge(
+    "kronos_sink_up", "1 while a keeper of predictions takes what it is given, 0 while not.", ["sink"], registry=REGISTRY
+)
+SINK_WRITE_SECONDS = Histogram(
+    "kronos_sink_write_seconds", "Seconds of one try to write a batch.", ["sink"], buckets=SECONDS, registry=REGISTRY
+)
+POOL_WORKERS = Gauge("kronos_pool_workers", "Threads that a pool may have.", ["pool"], registry=REGISTRY)
+POOL_ACTIVE = Gauge("kronos_pool_active", "Tasks that have one of them.", ["pool"], registry=REGISTRY)
+POOL_QUEUED = Gauge("kronos_pool_queued", "Tasks that wait for one.", ["pool"], registry=REGISTRY)
+POOL_TASKS = Counter(
+    "kronos_pool_tasks_total",
+    "Tasks that came to their end: done, failed, cancelled, expired (waited in vain), refused (the line was full).",
+    ["pool", "outcome"], registry=REGISTRY,
+)  # fmt: skip
+POOL_WAIT = Histogram(
+    "kronos_pool_wait_seconds", "Seconds that a task waited for a thread.", ["pool"], buckets=STAGE_BUCKETS, registry=REGISTRY
+)
+WEBHOOKS = Counter(
+    "kronos_webhooks_total",
+    "Calls of webhooks: delivered, failed (to be tried again), given_up (the last try), refused (no permitted target).",
+    ["outcome"], registry=REGISTRY,
+)  # fmt: skip
+JOBS = Gauge(
+    "kronos_jobs", "Jobs in the store, by state: the same number at every worker that shares it.", ["state"], registry=REGISTRY
+)
+JOBS_OLDEST = Gauge(
+    "kronos_jobs_oldest_queued_seconds", "How long the oldest queued job has waited; 0: none waits.", registry=REGISTRY
+)
+JOBS_DELIVERIES = Gauge("kronos_jobs_deliveries", "Webhooks that are still to be called.", registry=REGISTRY)
+JOBS_RUNNING = Gauge("kronos_jobs_running", "Jobs that this worker runs.", registry=REGISTRY)
+JOBS_SUBMITTED = Counter(
+    "kronos_jobs_submitted_total", "Submissions by what came of them: new, known (same Idempotency-Key), refused.",
+    ["outcome"], registry=REGISTRY,
+)  # fmt: skip
+JOBS_ATTEMPTS = Counter(
+    "kronos_jobs_attempts_total",
+    "Attempts by what came of them: succeeded, failed, cancelled, expired, released (given back), lost (to another "
+    "worker), retry (the engine failed), dead (too many attempts before this one).",
+    ["outcome"], registry=REGISTRY,
+)  # fmt: skip
+JOBS_SECONDS = Histogram(
+    "kronos_jobs_seconds", "Seconds of a job's parts: waiting (submission to attempt), running (attempt to end).",
+    ["part"], buckets=(*SECONDS, 1800.0, 3600.0, 14_400.0, 86_400.0), registry=REGISTRY,
+)  # fmt: skip
+JOBS_STORE_ERRORS = Counter("kronos_jobs_store_errors_total", "Calls of the job store that failed.", registry=REGISTRY)
+JOBS_STORE_UP = Gauge("kronos_jobs_store_up", "1 while the job store answers, 0 while not.", registry=REGISTRY)
+LOG_DROPPED = Counter("kronos_log_lines_dropped_total", "Log lines lost because nobody read them in time.", registry=REGISTRY)
 MODEL_INFO = Gauge(
     "kronos_model_info", "Always 1; the labels say what is served.",
     ["model_version", "tokenizer_version", "device", "dtype"], registry=REGISTRY,

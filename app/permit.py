@@ -13,9 +13,17 @@ from app.work import Embed, Forecast, Outcome
 class Ticket:
     """A claim on an `Outcome`. The future raises DeadlinePassed, Cancelled, Draining or EngineFailed."""
 
-    def __init__(self, future: Future[Outcome], cancel: Callable[[str], object]) -> None:
+    def __init__(
+        self, future: Future[Outcome], cancel: Callable[[str], object], steps_done: Callable[[], int] = lambda: 0
+    ) -> None:
         self.future = future
         self._cancel = cancel
+        self._steps_done = steps_done
+
+    @property
+    def steps_done(self) -> int:
+        """Steps that the sample paths have made so far, all together."""
+        return self._steps_done()
 
     def cancel(self, reason: str) -> None:
         """Give the work up; it leaves the batch at the next step. Harmless when it is done already."""

@@ -45,6 +45,8 @@ class Series:
     paths: set[Path] = field(default_factory=set)
     """Paths that exist and have not finished."""
     num_finished: int = 0
+    num_steps: int = 0
+    """Steps that its paths have made; of `work`. Other threads may read it."""
     active: bool = True
 
     @property
@@ -283,6 +285,7 @@ class Scheduler:
 
     def _advance(self, path: Path) -> None:
         path.position += 1
+        path.series.num_steps += 1
         if path.position == path.end:
             self._finish(path)
         elif path.position >= self.max_context:

@@ -19,20 +19,17 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic.config import JsonDict
 from pydantic.fields import FieldInfo
 
+from app.admission import Limits
+from app.jobs.targets import Targets
+
 PREFIX: Final = "KRONOS_"
 CONFIG_VARIABLE: Final = "KRONOS_CONFIG"
 DEFAULT_CONFIG: Final = "config.yaml"
 THREAD_VARIABLES: Final = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 LONGEST_TIMEOUT: Final = 600.0
-NO_EFFECT: Final = {
-    "cpu_workers": "parsing and validating run on the event loop: they take less time than a hand-over",
-    "inference_workers": "one thread owns the model; concurrent requests share its steps",
-    "embedding_workers": "embeddings are computed by the thread that owns the model",
-    "db_workers": "this worker has no database",
-}
-
-
-CREDENTIALS: Final = re.compile(r"//[^@/]*@")  # in an address; they are not for logs
+# In an address, or in what was meant to be one. They are not for logs.
+CREDENTIALS: Final = re.compile(r"(?P<slashes>//).*@|[^'\"/\s]*:(?!//)[^'\"]*@|(?<=password=)[^&'\"\s]*")
+SECRET: Final = ("api_keys", "webhook_secrets")  # never shown, not even when they are malformed
 
 
 class SettingsError(ValueError):
@@ -88,6 +85,9 @@ class Settings(BaseModel):
         "Requests admitted at once, waiting ones included; more are answered 429.", ge=1, le=100_000)  # fmt: skip
     max_queue_work: int = setting(20_000, "KRONOS_MAX_QUEUE_WORK", "limits.queue_work", "path × steps",
         "Work that may wait at once; more is answered 429.", ge=1, le=10**12)  # fmt: skip
+    max_queue_wait: float = setting(30.0, "KRONOS_MAX_QUEUE_WAIT", "limits.queue_wait", "s",
+        "Longest that a request may have to wait, by the measured rate, for what is ahead of it; more is answered 429.",
+        gt=0, le=LONGEST_TIMEOUT)  # fmt: skip
     bulk_share: float = setting(0.5, "KRONOS_BULK_SHARE", "limits.bulk_share", "",
         "Part of the queue that bulk requests may fill.", ge=0, le=1)  # fmt: skip
     max_body: int = setting(8 * 2**20, "KRONOS_MAX_BODY", "limits.body", "bytes",
@@ -112,6 +112,70 @@ class Settings(BaseModel):
         "Valkey or Redis that the fleet's workers share answers through: redis://HOST:PORT, rediss:// or unix://.",
         pattern=r"^(rediss?|unix)://\S+$")  # fmt: skip
 
+    jobs_url: str | None = setting(None, "KRONOS_JOBS_URL", "jobs.url", "",
+        "Where jobs are kept: sqlite:FILE for the workers of one host, redis://HOST:PORT (rediss://, unix://) for a fleet. "
+        "Without it, /v1/jobs answers 501.", pattern=r"^(sqlite:.+|(rediss?|unix)://\S+)$")  # fmt: skip
+    jobs_ttl: float = setting(86_400.0, "KRONOS_JOBS_TTL", "jobs.ttl", "s",
+        "Default and longest `ttl` of a job: to its end, and then again for its result.", ge=1, le=31 * 86_400)  # fmt: skip
+    jobs_timeout: float = setting(600.0, "KRONOS_JOBS_TIMEOUT", "jobs.timeout", "s",
+        "Default and longest `timeout` of one attempt at a job.", gt=0, le=86_400)  # fmt: skip
+    jobs_attempts: int = setting(5, "KRONOS_JOBS_ATTEMPTS", "jobs.attempts", "attempts",
+        "Attempts at a job whose workers die or fall silent; then it has failed.", ge=1, le=100)  # fmt: skip
+    jobs_visibility: float = setting(15.0, "KRONOS_JOBS_VISIBILITY", "jobs.visibility", "s",
+        "A worker silent for so long loses its jobs to others.", ge=1, le=3600)  # fmt: skip
+    jobs_max_waiting: int = setting(10_000, "KRONOS_JOBS_MAX_WAITING", "jobs.max_waiting", "jobs",
+        "Jobs that may be queued; more are answered 429.", ge=1, le=10**7)  # fmt: skip
+    jobs_max_bytes: int = setting(2**30, "KRONOS_JOBS_MAX_BYTES", "jobs.max_bytes", "bytes",
+        "Requests and results that may be kept; no more jobs are taken in beyond.", ge=2**20, le=10**13)  # fmt: skip
+
+    prediction_log: str | None = setting(None, "KRONOS_PREDICTION_LOG", "prediction_log.path", "",
+        "Where every forecast is recorded: a folder, or s3://BUCKET/PREFIX with the usual AWS_* variables.",
+        pattern=r"^(s3://[^/\s]+(/\S*)?|[^:]+)$")  # fmt: skip
+    prediction_log_inputs: bool = setting(False, "KRONOS_PREDICTION_LOG_INPUTS", "prediction_log.inputs", "",
+        "Record the candles that were sent, too.")  # fmt: skip
+    prediction_log_age: float = setting(10.0, "KRONOS_PREDICTION_LOG_AGE", "prediction_log.age", "s",
+        "Longest time a record waits in memory before it is written: what a killed worker loses.",
+        gt=0, le=3600)  # fmt: skip
+    prediction_log_batch: int = setting(2000, "KRONOS_PREDICTION_LOG_BATCH", "prediction_log.batch", "records",
+        "Records in one file; a file is written before its age when it has so many.", ge=1, le=50_000)  # fmt: skip
+    prediction_log_buffer: int = setting(64 * 2**20, "KRONOS_PREDICTION_LOG_BUFFER", "prediction_log.buffer", "bytes",
+        "Memory for records that are not written yet; beyond, the newest are dropped and counted.",
+        ge=2**20, le=10**12)  # fmt: skip
+
+    kafka_servers: str | None = setting(None, "KRONOS_KAFKA_SERVERS", "kafka.servers", "",
+        "Publish every forecast as an event through these brokers: HOST:PORT,HOST:PORT.",
+        pattern=r"^[^\s,:/]+:\d{1,5}(,[^\s,:/]+:\d{1,5})*$")  # fmt: skip
+    kafka_topic: str = setting("kronos.forecasts", "KRONOS_KAFKA_TOPIC", "kafka.topic", "",
+        "The topic of the events.", pattern=r"^[A-Za-z0-9._-]{1,249}$")  # fmt: skip
+    kafka_security: str | None = setting(None, "KRONOS_KAFKA_SECURITY", "kafka.security", "",
+        "A JSON file with librdkafka's options `security.…`, `sasl.…` and `ssl.…`.", min_length=1)  # fmt: skip
+    kafka_bytes: int = setting(16 * 2**20, "KRONOS_KAFKA_BYTES", "kafka.bytes", "bytes",
+        "Memory for events that no broker has yet; when it is full, new ones are dropped and counted.",
+        ge=2**16, le=2**31)  # fmt: skip
+    kafka_timeout: float = setting(300.0, "KRONOS_KAFKA_TIMEOUT", "kafka.timeout", "s",
+        "How long an event may wait for its delivery before it is dropped and counted.", ge=1, le=86_400)  # fmt: skip
+
+    postgres_url: str | None = setting(None, "KRONOS_POSTGRES_URL", "postgres.url", "",
+        "Write every forecast into the table kronos.forecasts of this database: postgresql://USER:PASSWORD@HOST:PORT/NAME.",
+        pattern=r"^postgres(ql)?://\S+$")  # fmt: skip
+    postgres_bytes: int = setting(16 * 2**20, "KRONOS_POSTGRES_BYTES", "postgres.bytes", "bytes",
+        "Memory for forecasts that are not in the table yet; when it is full, new ones are dropped and counted.",
+        ge=2**16, le=2**31)  # fmt: skip
+
+    webhook_targets: str | None = setting(None, "KRONOS_WEBHOOK_TARGETS", "webhooks.targets", "",
+        "Whom a job's end may be told: HOST or HOST:PORT by https, http://HOST:PORT in the clear, NETWORK/BITS that these "
+        "names may lead into (public addresses always may). Without it, webhooks are refused.", min_length=1)  # fmt: skip
+    webhook_secrets: str | None = setting(None, "KRONOS_WEBHOOK_SECRETS", "webhooks.secrets", "",
+        "What webhooks are signed with; two while it is changed. At least 24 characters each.",
+        pattern=r"^[^\s,]{24,}([\s,]+[^\s,]{24,})*$")  # fmt: skip
+    webhook_timeout: float = setting(10.0, "KRONOS_WEBHOOK_TIMEOUT", "webhooks.timeout", "s",
+        "Time of one call, from the look-up of the name to the status.", gt=0, le=60)  # fmt: skip
+    webhook_tries: int = setting(10, "KRONOS_WEBHOOK_TRIES", "webhooks.tries", "calls",
+        "Calls until a webhook is given up; 10 take about half an hour.", ge=1, le=20)  # fmt: skip
+
+    api_keys: str | None = setting(None, "KRONOS_API_KEYS", "server.api_keys", "",
+        "SHA-256 of each key that /v1 may be asked with (`python -m app.api.keys` makes one); without it, anybody may ask.",
+        pattern=r"^[0-9a-fA-F]{64}([\s,]+[0-9a-fA-F]{64})*$")  # fmt: skip
     bind: str = setting("0.0.0.0:8000", "KRONOS_BIND", "server.bind", "",
         "Where the worker listens: `host:port` or `unix:path`.", pattern=r"^(\S+:\d{1,5}|unix:\S+)$")  # fmt: skip
     worker_name: str = setting(socket.gethostname(), "KRONOS_WORKER_NAME", "server.worker_name", "",
@@ -122,16 +186,23 @@ class Settings(BaseModel):
         "Processes of this gunicorn; one is right: multiply workers with the fleet instead.", ge=1, le=64)  # fmt: skip
     keep_alive: int = setting(75, "KRONOS_KEEP_ALIVE", "performance.keep_alive_timeout", "s",
         "Idle time after which a connection is closed; must be longer than the proxy's.", ge=1, le=3600)  # fmt: skip
-    io_workers: int = setting(4, "KRONOS_IO_WORKERS", "performance.thread_pools.io_workers", "threads",
-        "Threads for calls that block (drain, shutdown).", ge=1, le=1024)  # fmt: skip
+    io_workers: int = setting(8, "KRONOS_IO_WORKERS", "performance.thread_pools.io_workers", "threads",
+        "Threads of the pool `io`: webhooks, log shipping, name lookups.", ge=1, le=1024)  # fmt: skip
     cpu_workers: int = setting(1, "KRONOS_CPU_WORKERS", "performance.thread_pools.cpu_workers", "threads",
-        "Accepted, without effect: parsing runs on the event loop.", ge=1, le=1024)  # fmt: skip
+        "Threads of the pool `cpu`: requests and answers too large for the event loop.", ge=1, le=1024)  # fmt: skip
     inference_workers: int = setting(1, "KRONOS_INFERENCE_WORKERS", "performance.thread_pools.inference_workers",
-        "threads", "Accepted, without effect: one thread owns the model.", ge=1, le=1024)  # fmt: skip
+        "threads", "Threads of the pool `inference`: loading and prewarming. One thread owns the model, in no pool.",
+        ge=1, le=1024)  # fmt: skip
     embedding_workers: int = setting(1, "KRONOS_EMBEDDING_WORKERS", "performance.thread_pools.embedding_workers",
-        "threads", "Accepted, without effect: one thread owns the model.", ge=1, le=1024)  # fmt: skip
+        "threads", "Threads of the pool `embedding`: as `cpu`, for embeddings.", ge=1, le=1024)  # fmt: skip
     db_workers: int = setting(1, "KRONOS_DB_WORKERS", "performance.thread_pools.db_workers", "threads",
-        "Accepted, without effect: there is no database.", ge=1, le=1024)  # fmt: skip
+        "Threads of the pool `db`: job and log stores.", ge=1, le=1024)  # fmt: skip
+    pool_queue: int = setting(64, "KRONOS_POOL_QUEUE", "performance.thread_pools.queue", "tasks",
+        "Tasks that may wait before each pool; more are refused.", ge=0, le=100_000)  # fmt: skip
+    pool_patience: float = setting(5.0, "KRONOS_POOL_PATIENCE", "performance.thread_pools.patience", "s",
+        "How long a task may wait for a thread before it is refused.", gt=0, le=LONGEST_TIMEOUT)  # fmt: skip
+    pool_verbose: bool = setting(False, "KRONOS_POOL_VERBOSE", "performance.thread_pools.verbose", "",
+        "Log each task of a pool when it is submitted and when it ends, with its seconds and outcome.")  # fmt: skip
 
     @model_validator(mode="after")
     def _timeouts_form_a_ladder(self) -> Self:
@@ -142,11 +213,21 @@ class Settings(BaseModel):
             )
         return self
 
-    def without_effect(self) -> list[str]:
-        """A sentence for each setting that was given and changes nothing in this worker."""
-        fields = type(self).model_fields
-        given = [name for name in NO_EFFECT if name in self.model_fields_set]
-        return [f"{names(fields[name])[1]} has no effect: {NO_EFFECT[name]}" for name in given]
+    @model_validator(mode="after")
+    def _webhooks_are_signed_and_bounded(self) -> Self:
+        if self.webhook_targets:
+            try:
+                Targets(self.webhook_targets)
+            except ValueError as error:
+                raise ValueError(f"KRONOS_WEBHOOK_TARGETS: {error}") from error
+            if not self.webhook_secrets:
+                raise ValueError("KRONOS_WEBHOOK_TARGETS needs KRONOS_WEBHOOK_SECRETS, which webhooks are signed with")
+        return self
+
+    @property
+    def limits(self) -> Limits:
+        """What a worker takes on before it refuses."""
+        return Limits(self.max_concurrency, self.max_queue_work, self.bulk_share, self.max_queue_wait)
 
     def set_thread_environment(self) -> None:
         """Tell the native libraries how many threads to use. They read it once: call before importing torch."""
@@ -200,11 +281,16 @@ def _unknown(name: str, known: list[str]) -> str:
     return f"{name}: no such setting" + (f"; did you mean {close[0]}?" if close else "")
 
 
+def without_credentials(text: str) -> str:
+    """``text`` as it may be shown: addresses in it without user and password."""
+    return CREDENTIALS.sub(lambda found: (found["slashes"] or "") + ("…@" if found[0].endswith("@") else "…"), text)
+
+
 def _explain(entry: dict[str, Any], origin: Mapping[str, str]) -> str:
     if not entry["loc"]:
         return str(entry["msg"]).removeprefix("Value error, ")
     name = str(entry["loc"][0])
-    shown = CREDENTIALS.sub("//…@", repr(entry["input"]))
+    shown = "…" if name in SECRET else without_credentials(repr(entry["input"]))
     return f"{origin.get(name, name)} = {shown}: {entry['msg']}"
 
 

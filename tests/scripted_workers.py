@@ -73,15 +73,24 @@ class Workers:
         self._open[number] = set()
         self._servers[number] = await asyncio.start_server(serve, self.address(number), self.port, limit=2**26)
 
+    async def refuse(self, number: int) -> None:
+        """Accept no more. What was accepted a moment ago is begun first: asyncio loses a connection, and leaves it open, whose
+        server is closed before."""
+        server = self._servers.pop(number)
+        for listening in server.sockets:
+            self._loop.remove_reader(listening)
+        await asyncio.sleep(0)
+        server.close()
+
     async def kill(self, number: int) -> None:
         """Refuse connections, and break those that are open."""
-        self._servers.pop(number).close()
+        await self.refuse(number)
         for writer in self._open.pop(number):
             writer.transport.abort()
 
     async def drain(self, number: int) -> None:
         """As SIGTERM does to a worker: refuse connections, close idle ones at once and the others after their answer."""
-        self._servers.pop(number).close()
+        await self.refuse(number)
         for writer in self._open[number] - self._answering:
             writer.close()
 

@@ -16,7 +16,6 @@ import uvicorn
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
-from app.admission import Limits
 from app.api.openapi import example_series
 from app.api.state import Served, Worker
 from app.engine import Engine
@@ -39,10 +38,9 @@ def application(
 ) -> FastAPI:
     """The application with a real engine and a fake model."""
     settings, runner = settings or Settings(), runner or FakeRunner()
-    limits = Limits(settings.max_concurrency, settings.max_queue_work, settings.bulk_share)
 
     def load(_: Settings) -> Served:
-        engine = Engine(runner, limits=limits)
+        engine = Engine(runner, limits=settings.limits)
         return Served(engine, "model@1", "tokenizer@1", runner.max_context, VOCABULARY, "cpu", "float32")
 
     return create_app(settings, load, leave)

@@ -17,8 +17,8 @@ from app.scheduler import PRIORITIES, Priority
 PATIENT_S = 1e6
 
 
-def admission(max_requests: int = 4, max_work: int = 100, bulk_share: float = 0.5) -> Admission:
-    return Admission(Limits(max_requests, max_work, bulk_share))
+def admission(max_requests: int = 4, max_work: int = 100, bulk_share: float = 0.5, max_wait_s: float = PATIENT_S) -> Admission:
+    return Admission(Limits(max_requests, max_work, bulk_share, max_wait_s))
 
 
 def measured(gate: Admission, units_per_s: float) -> Admission:
@@ -121,6 +121,22 @@ def test_work_that_would_wait_beyond_its_deadline_is_refused() -> None:
     gate.add(1, "interactive", 11.0)
 
 
+def test_a_queue_is_no_longer_than_anything_may_wait() -> None:
+    """With 50 units ahead at 10 a second and a queue of 4 s, work is refused however patient it is, and the next request
+    before its body is read; another class is asked about what is ahead of itself only."""
+    gate = measured(admission(max_work=1000, max_wait_s=4.0), units_per_s=10)
+    gate.add(50, "bulk", PATIENT_S)
+    refusals: tuple[Callable[[], None], ...] = (lambda: gate.add(1, "bulk", PATIENT_S), lambda: gate.enter("bulk"))
+    for refuse in refusals:
+        with pytest.raises(Overloaded) as refusal:
+            refuse()
+        assert refusal.value.reason == "wait" and refusal.value.retry_after == pytest.approx(5.0)
+    gate.enter("interactive")
+    gate.add(1, "interactive", PATIENT_S)
+    gate.subtract(11, "bulk")
+    gate.add(1, "bulk", PATIENT_S)
+
+
 def test_bulk_does_not_shorten_an_interactive_deadline() -> None:
     """Only what is really ahead counts: an interactive request waits for no bulk work."""
     gate = measured(admission(max_work=1000), units_per_s=10)
@@ -177,9 +193,12 @@ def test_a_refusal_tells_its_reason() -> None:
     full = admission(max_requests=0)
     late = measured(admission(), units_per_s=1)
     late.add(10, "interactive", PATIENT_S)
+    long = measured(admission(max_wait_s=5.0), units_per_s=1)
+    long.add(10, "interactive", PATIENT_S)
     refused: dict[str, Callable[[], None]] = {
         "requests": lambda: full.enter("interactive"),
         "work": lambda: late.add(91, "interactive", PATIENT_S),
+        "wait": lambda: long.enter("interactive"),
         "deadline": lambda: late.add(1, "interactive", 1.0),
     }
     for reason, refuse in refused.items():

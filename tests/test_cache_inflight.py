@@ -62,7 +62,7 @@ def test_the_first_one_leaving_does_not_hurt_the_others() -> None:
 def test_each_keeps_its_own_deadline() -> None:
     """The first one's passing fails nobody behind it; the passing of one behind fails nobody else."""
     with gated(Settings(prewarm=False)) as (running, gate), ThreadPoolExecutor(3) as pool:
-        sent = burst(running, pool, [ASKED | {"timeout": 0.4}, ASKED, ASKED | {"timeout": 0.3}], gate)
+        sent = burst(running, pool, [ASKED | {"timeout": 1.5}, ASKED, ASKED | {"timeout": 1.2}], gate)
         assert [sent[0].result().status_code, sent[2].result().status_code] == [504, 504]
         gate.open.set()
         assert sent[1].result().status_code == 200
@@ -74,7 +74,7 @@ def test_a_batch_that_must_begin_anew_is_refused_whole() -> None:
     with gated(Settings(prewarm=False)) as (running, gate), ThreadPoolExecutor(3) as pool:
         known, steps = request(12, overrides={"pred_len": 4, "seed": 3}), ASKED["overrides"]["pred_len"]
         assert httpx.post(running.url + SINGLE, json=known).status_code == 200
-        sent = burst(running, pool, [request(overrides={"pred_len": 100}), ASKED | {"timeout": 0.4}], gate)
+        sent = burst(running, pool, [request(overrides={"pred_len": 100}), ASKED | {"timeout": 1.5}], gate)
         batch = pool.submit(httpx.post, running.url + BATCH, json={"items": [known, ASKED]}, timeout=20)
         assert until(lambda: value("kronos_concurrent_requests") == 3)
         engine_of(running.app)._admission.limits = Limits(max_work=100 + steps - 1)

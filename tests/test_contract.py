@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import hypothesis
 import pytest
 import schemathesis
@@ -12,7 +13,8 @@ from hypothesis import HealthCheck, Phase
 from schemathesis.specs.openapi import checks
 from starlette.testclient import TestClient
 
-from app.api.openapi import REQUEST_KINDS, examples, make_openapi
+from app.api.job_openapi import CANCEL_KINDS, READ_KINDS, SUBMIT_KINDS, job_examples
+from app.api.openapi import REQUEST_KINDS, example_series, examples, make_openapi
 from app.api.routes import make_routes
 from app.api.state import Worker
 from app.errors import ERROR_TABLE
@@ -20,6 +22,8 @@ from app.settings import Settings
 from tests.serving import client, server
 
 DOCUMENT = make_openapi(Settings(), listed=32)
+ELSEWHERE = {"method-not-allowed", "cancelled", "unauthorized", "pool-saturated"}
+"""Kinds that no prediction is answered with: the router's, a client's that has gone, the keys', the pools'."""
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +54,9 @@ def test_the_examples_run(http: TestClient, path: str, name: str) -> None:
 
 
 def test_every_error_a_prediction_can_give_is_documented() -> None:
-    """All kinds of the table but those that belong to the router or to a client that has gone."""
-    assert set(REQUEST_KINDS) == set(ERROR_TABLE) - {"not-found", "method-not-allowed", "cancelled"}
+    """All kinds of the table but those of the router, of jobs, and of a client that has gone."""
+    of_jobs = set(SUBMIT_KINDS + READ_KINDS + CANCEL_KINDS) - set(REQUEST_KINDS) | {"job-abandoned"}
+    assert set(REQUEST_KINDS) == set(ERROR_TABLE) - of_jobs - ELSEWHERE
     statuses = {str(ERROR_TABLE[kind].status) for kind in REQUEST_KINDS} | {"200"}
     for path in examples():
         assert set(DOCUMENT["paths"][path]["post"]["responses"]) == statuses
@@ -89,9 +94,18 @@ SCHEMA = schemathesis.openapi.from_dict(DOCUMENT)
 
 
 @pytest.fixture(scope="module")
-def url() -> Iterator[str]:
-    with server() as running:
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with server(Settings(jobs_url=f"sqlite:{tmp_path_factory.mktemp('jobs') / 'jobs.db'}")) as running:
         yield running.url
+
+
+@pytest.mark.parametrize("name", job_examples(example_series()))
+def test_the_examples_of_jobs_run(url: str, name: str) -> None:
+    """What the documentation shows can be sent as it is, and succeeds."""
+    shown = DOCUMENT["paths"]["/v1/jobs"]["post"]["requestBody"]["content"]["application/json"]["examples"]
+    answer = httpx.post(f"{url}/v1/jobs", json=shown[name]["value"])
+    assert answer.status_code == 202
+    assert httpx.get(url + answer.headers["location"], params={"wait": 20}).json()["state"] == "succeeded"
 
 
 @SCHEMA.parametrize()

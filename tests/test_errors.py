@@ -18,6 +18,7 @@ from tests.serving import application
 
 EXAMPLES: list[KronosError] = [
     errors.BadJson("no"),
+    errors.Unauthorized("no", "invalid_token"),
     errors.NotFound("no"),
     errors.MethodNotAllowed("no", "GET"),
     errors.BodyTimeout("no"),
@@ -28,7 +29,12 @@ EXAMPLES: list[KronosError] = [
     errors.Overloaded("requests", 2.2),
     errors.Cancelled("disconnected"),
     errors.EngineFailed("the secret reason"),
+    errors.KeyReused(),
+    errors.JobAbandoned(5),
+    errors.JobsOff(),
+    errors.JobsUnavailable("the secret reason"),
     errors.NotReady(),
+    errors.PoolSaturated("io", "is full", "io_workers", 2.0),
     errors.Draining(),
     errors.DeadlinePassed(),
 ]

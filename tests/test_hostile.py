@@ -277,6 +277,7 @@ def test_what_is_not_http_does_no_harm(junk: bytes) -> None:
             assert connection.recv(4096).startswith(b"HTTP/1.1 200 ")
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_under_hostile_input(http: TestClient) -> None:
     """Whatever is refused is forgotten."""
     bodies = [

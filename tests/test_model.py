@@ -89,6 +89,7 @@ def test_quantiser_loss_prefers_used_codes() -> None:
     assert tokenizer._quantiser_loss(spread, signs) < tokenizer._quantiser_loss(same, same.sign() * 8**-0.5)
 
 
+@pytest.mark.slow
 def test_tokenizer_learns() -> None:
     """A few steps of training lower the reconstruction error of a fixed batch."""
     still: dict[str, Any] = {"ffn_dropout_p": 0.0, "attn_dropout_p": 0.0, "resid_dropout_p": 0.0}

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from app.admission import Limits
+from app.pools import NAMES
 from app.settings import THREAD_VARIABLES, Settings, SettingsError, load, names, table
 
 NOWHERE = Path("no-such-folder/config.yaml")
@@ -46,15 +47,9 @@ performance:
     settings = from_yaml(tmp_path, text, environment)
     assert (settings.inference_timeout, settings.request_timeout, settings.startup_timeout) == (20, 45, 90)
     assert (settings.max_concurrency, settings.prewarm) == (8, False)
-    assert (settings.workers, settings.keep_alive, settings.io_workers) == (2, 30, 50)
-
-
-def test_a_setting_without_effect_says_so(tmp_path: Path) -> None:
-    """A pool size that changes nothing is accepted, and named with the reason; one that is not given is not."""
-    settings = from_yaml(tmp_path, "performance: {thread_pools: {db_workers: 25, io_workers: 50}}\n")
-    (sentence,) = settings.without_effect()
-    assert sentence.startswith("performance.thread_pools.db_workers has no effect")
-    assert Settings().without_effect() == []
+    assert (settings.workers, settings.keep_alive) == (2, 30)
+    sizes = [getattr(settings, f"{name}_workers") for name in NAMES]
+    assert dict(zip(NAMES, sizes, strict=True)) == {"io": 50, "cpu": 30, "inference": 20, "embedding": 15, "db": 25}
 
 
 @pytest.mark.parametrize(
@@ -146,7 +141,7 @@ def test_numbers_have_bounds() -> None:
 def test_the_defaults_of_admission_have_one_value() -> None:
     """The engine's own defaults are those of the settings."""
     settings = Settings()
-    assert Limits() == Limits(settings.max_concurrency, settings.max_queue_work, settings.bulk_share)
+    assert Limits() == settings.limits
 
 
 def test_the_thread_environment_follows_the_setting(monkeypatch: pytest.MonkeyPatch) -> None:

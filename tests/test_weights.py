@@ -253,6 +253,7 @@ def hub_cache(home: Path) -> None:
         (repository / "snapshots" / COMMIT / file.name).symlink_to(f"../../blobs/{blob.name}")
 
 
+@pytest.mark.slow
 def test_hub_ids_offline(tmp_path: Path) -> None:
     """From the hub's cache, offline: by commit, and without a revision (a warning); others are refused.
 

@@ -7,19 +7,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import get_args
-
-from starlette.types import Receive
+from typing import Any, get_args
 
 from app import metrics
 from app.api.answer import Result
 from app.api.door import Door
-from app.api.incoming import GONE, wait_until_gone
 from app.api.prepare import PreparedEmbedding, PreparedForecast
-from app.api.schema import Priority, Series
+from app.api.schema import BatchEnvelope, EmbedRequest, PredictRequest, Priority, Series
 from app.api.state import Served
 from app.cache import Cache, Claim, Policy
 from app.cache import Result as CacheResult
@@ -48,9 +45,13 @@ class Asked:
     """A parsed request."""
 
     entries: list[Entry]
+    terms: PredictRequest | EmbedRequest | BatchEnvelope
     batch: bool
-    timeout: float | None
-    priority: Priority
+
+    @property
+    def units(self) -> int:
+        """Work of all its series: paths × steps."""
+        return sum(entry.prepared.units for entry in self.entries if entry.prepared)
 
 
 def name(entries: list[Entry], served: Served, policy: Policy) -> None:
@@ -68,7 +69,11 @@ async def look_around(entries: list[Entry], cache: Cache, policy: Policy, priori
             entry.awaited = entry.key in awaited
 
 
-async def compute(door: Door, cache: Cache, policy: Policy, asked: Asked, deadline: float, receive: Receive) -> None:
+Gone = Callable[[], Coroutine[Any, Any, str]]
+"""Returns when nobody wants the answer any more, with the reason: the label of kronos_cancelled_total."""
+
+
+async def compute(door: Door, cache: Cache, policy: Policy, asked: Asked, deadline: float, gone: Gone) -> None:
     """Fill in outcomes or errors. Work that is not done by ``deadline``, or that nobody awaits, is stopped."""
     reason = "refused"
     try:
@@ -81,9 +86,9 @@ async def compute(door: Door, cache: Cache, policy: Policy, asked: Asked, deadli
                 if entry.awaited and entry.claim.result == "hit":
                     entry.claim.result = "coalesced"
         reason = "shutdown"  # should this task be cancelled from outside
-        if await _left_before_end(_claims(asked.entries), deadline, receive):
-            reason = GONE
-            raise Cancelled(GONE)
+        if why := await _left_before_end(_claims(asked.entries), deadline, gone):
+            reason = why
+            raise Cancelled(why)
         reason = "deadline"
         for entry in asked.entries:
             _settle(entry)
@@ -99,17 +104,28 @@ def _claims(entries: Iterable[Entry]) -> list[Claim]:
     return [entry.claim for entry in entries if entry.claim]
 
 
-async def _left_before_end(claims: list[Claim], deadline: float, receive: Receive) -> bool:
-    """Wait until all claims are settled, the deadline passes or the client leaves; True in the last case."""
+def steps_done(entries: Iterable[Entry]) -> int:
+    """Of the units of work of these series, those that are done."""
+    done = 0
+    for entry in entries:
+        if entry.prepared and entry.claim and entry.claim.future.done():
+            done += entry.prepared.units
+        elif entry.claim and entry.claim.flight:
+            done += entry.claim.flight.ticket.steps_done
+    return done
+
+
+async def _left_before_end(claims: list[Claim], deadline: float, gone: Gone) -> str:
+    """Wait until all claims are settled, the deadline passes or nobody waits any more: the reason in the last case, else ""."""
     if all(claim.future.done() for claim in claims):
-        return False
+        return ""
     settled = asyncio.gather(*(claim.future for claim in claims), return_exceptions=True)
-    gone = asyncio.ensure_future(wait_until_gone(receive))
+    left = asyncio.ensure_future(gone())
     try:
-        await asyncio.wait((settled, gone), timeout=deadline - time.monotonic(), return_when=asyncio.FIRST_COMPLETED)
-        return gone.done() and not settled.done()
+        await asyncio.wait((settled, left), timeout=deadline - time.monotonic(), return_when=asyncio.FIRST_COMPLETED)
+        return left.result() if left.done() and not settled.done() else ""
     finally:
-        gone.cancel()
+        left.cancel()
 
 
 def _settle(entry: Entry) -> None:

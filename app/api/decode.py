@@ -24,6 +24,7 @@ from app.api.schema import BatchEnvelope
 from app.errors import BadJson, InvalidInput
 
 T = TypeVar("T")
+E = TypeVar("E", bound=BatchEnvelope)
 
 # A second, untyped reading costs up to thirty times the bytes in memory. 2,048 candles have about 350 kB; longer
 # documents get their first fault only.
@@ -44,6 +45,7 @@ class _Unusable:
 
 class _Peek(msgspec.Struct):
     items: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    kind: Any = None
 
 
 def decode(body: bytes, kind: type[T]) -> T:
@@ -55,29 +57,31 @@ def decode(body: bytes, kind: type[T]) -> T:
     return document
 
 
-def is_batch(body: bytes) -> bool:
-    """True if the document has a key ``items``. Raises BadJson."""
+def peek(body: bytes) -> tuple[bool, Any]:
+    """Whether the document has a key ``items``, and its ``kind``, whatever that is. Raises BadJson."""
     try:
-        return _decoder(_Peek).decode(body).items is not msgspec.UNSET
+        seen = _decoder(_Peek).decode(body)
+        return seen.items is not msgspec.UNSET, seen.kind
     except REFUSALS as refusal:
         document = _untyped(body, refusal)
-        return isinstance(document, dict) and "items" in document
+        return ("items" in document, document.get("kind")) if isinstance(document, dict) else (False, None)
 
 
-def decode_batch(body: bytes, kind: type[T]) -> tuple[BatchEnvelope, list[T | InvalidInput]]:
-    """A batch whose items are of struct ``kind``: the envelope, and for each item the struct or what is wrong.
+def decode_batch(body: bytes, kind: type[T], outer: type[E]) -> tuple[E, list[T | InvalidInput]]:
+    """A batch in an envelope ``outer`` with items of struct ``kind``: the envelope, and for each item the struct or what is
+    wrong.
 
     Raises BadJson or InvalidInput when the envelope itself cannot be used.
     """
     try:
-        envelope = _decoder(BatchEnvelope).decode(body)
+        envelope: E = _decoder(outer).decode(body)
     except REFUSALS as refusal:
         document = _untyped(body, refusal)
         faults = Faults()
-        _examine(document, BatchEnvelope, "", faults)
+        _examine(document, outer, "", faults)
         faults.raise_if_any()
         rest = {key: value for key, value in document.items() if key != "items"}
-        return BatchEnvelope(items=[], **rest), [
+        return outer(items=[], **rest), [
             _attempt(functools.partial(_thorough, item, kind, pointer("items", index)))
             for index, item in enumerate(document["items"])
         ]

@@ -28,7 +28,7 @@ REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}", re.ASCII)
 CALL: Final = "kronos.call"
 ROUTE: Final = "kronos.route"
 NO_ROUTE: Final = "other"
-QUIET: Final = ("/healthz", "/readyz", "/metrics")  # polled every few seconds: logged at level debug only
+QUIET: Final = ("/healthz", "/readyz", "/metrics", "/health/thread-pools")  # polled every few seconds: logged at level debug only
 
 
 @dataclass
@@ -115,9 +115,15 @@ def _observe(scope: Scope, call: Call) -> None:
     metrics.REQUEST_DURATION.labels(route).observe(seconds)
     level = logging.DEBUG if route in QUIET else logging.INFO
     access.log(
-        level, "%s %s %d", scope["method"], scope["path"][:200], call.status,
+        level, "%s %s %d", scope["method"], _shown(scope, route), call.status,
         **context(
             request_id=call.request_id, route=route, status=call.status, duration_ms=round(1e3 * seconds, 3),
             timings=call.timings.milliseconds(), **call.facts,
         ),
     )  # fmt: skip
+
+
+def _shown(scope: Scope, route: str) -> str:
+    """The path as the log may have it: the id of a job is for its owner, like a key."""
+    path: str = scope["path"]
+    return route if "{" in route else path[:200]

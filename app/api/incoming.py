@@ -58,10 +58,11 @@ async def read_body(receive: Receive, max_bytes: int, timeout: float) -> bytes:
         raise BodyTimeout(f"the body did not arrive within {timeout:g} s") from error
 
 
-async def wait_until_gone(receive: Receive) -> None:
-    """Return when the client has left. To be called once the body has been read."""
+async def wait_until_gone(receive: Receive) -> str:
+    """Return when the client has left, with the word for that. To be called once the body has been read."""
     while (await receive())["type"] != "http.disconnect":
         pass
+    return GONE
 
 
 def _too_large(max_bytes: int) -> TooLarge:

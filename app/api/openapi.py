@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import itertools
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
 from app.api import schema
+from app.api.job_openapi import job_paths
+from app.api.job_schema import EmbedBatchJob, EmbedJob, ForecastBatchJob, ForecastJob
+from app.api.keys import BEHIND, HEADER
+from app.api.openapi_parts import Json, any_of, problems, responses
 from app.api.schema import REFERENCE
-from app.errors import ERROR_TABLE, PROBLEM_MEDIA_TYPE
+from app.jobs.document import JobDoc
 from app.settings import Settings
 
 CONTRACT: Final = "1.0.0"  # version of the contract, not of the code
@@ -24,7 +28,10 @@ REQUEST_KINDS: Final = (
 EXAMPLE_START: Final = datetime(2024, 6, 1)
 READY_KINDS: Final = ("engine-failed", "not-ready", "draining")
 LIVE_KINDS: Final = ("engine-failed", "not-ready")
-COME_BACK: Final = (429, 503)
+KEY_SCHEMES: Final = {
+    "bearer": {"type": "http", "scheme": "bearer"},
+    "header": {"type": "apiKey", "in": "header", "name": HEADER},
+}
 
 ABOUT: Final = """
 Candles in, forecast out. Send a history of K-lines with their timestamps, get the next ones, with sample quantiles
@@ -45,28 +52,28 @@ and sample paths when asked.
 - **Cache**: an identical request within a few seconds is answered from memory, and identical ones under way are computed
   once; `X-Cache` says so. Forecasts without a `seed` are always drawn anew. `Cache-Control: no-cache` has an answer
   computed, `no-store` also leaves nothing behind.
+- **Jobs** are predictions that are asked for now and fetched later: `/v1/jobs` takes the same documents, checks them at
+  once, and runs them where slots are idle. The same `Idempotency-Key` with the same body is the same job.
 - **Errors** are `application/problem+json`; `errors` names the offending elements, the first {listed} of them.
 
 The page `/docs` loads its script and style from a public CDN; `/openapi.json` needs no network.
 """
-
-Json = dict[str, Any]
-
 
 def make_openapi(settings: Settings, listed: int) -> Json:
     """The OpenAPI 3.1 document. ``listed``: most offending elements in one error."""
     kinds = (
         schema.PredictRequest, schema.PredictBatchRequest, schema.EmbedRequest, schema.EmbedBatchRequest,
         schema.ForecastResult, schema.PredictBatchResult, schema.EmbedResult, schema.EmbedBatchResult,
-        schema.ItemError, schema.Problem,
+        schema.ItemError, schema.Problem, ForecastJob, ForecastBatchJob, EmbedJob, EmbedBatchJob, JobDoc,
     )  # fmt: skip
     _, components = msgspec.json.schema_components(kinds, ref_template=REFERENCE)
-    return {
+    document: Json = {
         "openapi": "3.1.0",
         "info": {"title": "Kronos Fleet", "version": CONTRACT, "description": ABOUT.format(listed=listed)},
-        "paths": _prediction_paths(settings) | _state_paths(),
+        "paths": _prediction_paths(settings) | job_paths(settings, example_series()) | _state_paths(),
         "components": {"schemas": components},
     }
+    return _behind_keys(document) if settings.api_keys else document
 
 
 def example_series(count: int = 24) -> Json:
@@ -120,8 +127,8 @@ def _operation(name: str, summary: str, path: str, takes: list[str], gives: list
         "name": "Cache-Control", "in": "header", "required": False, "schema": {"type": "string"},
         "description": "no-cache: compute; no-store: compute and keep nothing; others are ignored",
     }  # fmt: skip
-    responses = _responses("application/json", _any_of(gives), REQUEST_KINDS)
-    responses["200"]["headers"]["X-Cache"] = {
+    answers = responses("application/json", any_of(gives), REQUEST_KINDS)
+    answers["200"]["headers"]["X-Cache"] = {
         "description": "hit, miss, coalesced or bypass; of a batch, each that occurred", "schema": {"type": "string"},
     }  # fmt: skip
     return {
@@ -129,8 +136,8 @@ def _operation(name: str, summary: str, path: str, takes: list[str], gives: list
         "summary": summary,
         "tags": ["predictions"],
         "parameters": [priority, caching],
-        "requestBody": {"required": True, "content": {"application/json": {"schema": _any_of(takes), "examples": shown}}},
-        "responses": responses,
+        "requestBody": {"required": True, "content": {"application/json": {"schema": any_of(takes), "examples": shown}}},
+        "responses": answers,
     }
 
 
@@ -142,39 +149,44 @@ def _state_paths() -> Json:
     )
     paths = {
         path: {"get": {"operationId": name, "summary": summary, "tags": ["state"],
-                       "responses": _responses("application/json", status, kinds)}}
+                       "responses": responses("application/json", status, kinds)}}
         for path, name, summary, kinds in told
     }  # fmt: skip
     text = {"type": "string"}
     metrics = {"operationId": "metrics", "summary": "Prometheus metrics", "tags": ["state"],
-               "responses": _responses("text/plain", text, ("engine-failed",))}  # fmt: skip
-    return paths | {"/metrics": {"get": metrics}}
+               "responses": responses("text/plain", text, ("engine-failed",))}  # fmt: skip
+    return paths | {"/metrics": {"get": metrics}} | _pool_paths()
 
 
-def _any_of(names: list[str]) -> Json:
-    references = [{"$ref": REFERENCE.format(name=name)} for name in names]
-    return references[0] if len(references) == 1 else {"anyOf": references}
-
-
-def _responses(media_type: str, content: Json, kinds: tuple[str, ...]) -> Json:
-    found: Json = {"200": {"description": "Done", "headers": _headers(200), "content": {media_type: {"schema": content}}}}
-    for status in sorted({ERROR_TABLE[kind].status for kind in kinds}):
-        rows = [ERROR_TABLE[kind] for kind in kinds if ERROR_TABLE[kind].status == status]
-        found[str(status)] = {
-            "description": "; ".join(f"{row.title}: {row.when}" for row in rows),
-            "headers": _headers(status),
-            "content": {PROBLEM_MEDIA_TYPE: {"schema": _any_of(["Problem"])}},
-        }
-    return found
-
-
-def _headers(status: int) -> Json:
-    texts = {
-        "X-Request-ID": "As sent, or made here",
-        "X-Served-By": "The worker that answered",
-        "Server-Timing": "Milliseconds of each stage",
+def _pool_paths() -> Json:
+    said = {"type": "object", "properties": {"status": {"type": "string"}}, "required": ["status"]}
+    told: Json = {"type": "object", "additionalProperties": True}
+    stats: Json = {
+        "type": "object",
+        "properties": {"worker": {"type": "string"}, "summary": told, "pools": {"type": "object", "additionalProperties": told}},
+        "required": ["worker", "summary", "pools"],
     }
-    headers: Json = {name: {"description": text, "schema": {"type": "string"}} for name, text in texts.items()}
-    if status in COME_BACK:
-        headers["Retry-After"] = {"description": "Seconds to wait", "schema": {"type": "integer", "minimum": 1}}
-    return headers
+    return {
+        "/health/thread-pools": {"get": {
+            "operationId": "thread_pools", "summary": "The thread pools of the worker that answers", "tags": ["state"],
+            "responses": responses("application/json", stats, ("engine-failed",)),
+        }},
+        "/health/thread-pools/log-status": {"post": {
+            "operationId": "log_thread_pools", "summary": "Write them into its log", "tags": ["state"],
+            "responses": responses("application/json", said, ("engine-failed",)),
+        }},
+    }  # fmt: skip
+
+
+def _behind_keys(document: Json) -> Json:
+    """Say of everything that needs an API key that it does."""
+    for path, operations in document["paths"].items():
+        if path.startswith(BEHIND):
+            for operation in operations.values():
+                operation["security"] = [{name: []} for name in KEY_SCHEMES]
+                operation["responses"] |= problems(("unauthorized",))
+                operation["responses"]["401"]["headers"]["WWW-Authenticate"] = {
+                    "description": "Bearer, and what was wrong with the key", "schema": {"type": "string"},
+                }  # fmt: skip
+    document["components"]["securitySchemes"] = KEY_SCHEMES
+    return document

@@ -15,7 +15,7 @@ from app.api.faults import Faults
 from app.api.history import read_history
 from app.api.schema import DEFAULT_HORIZON, ForecastItem, Notice, Overrides, Series
 from app.api.stamps import LAST_YEAR, Stamps, parse, spelled
-from app.model.frames import Normalised, stamp_features
+from app.model.frames import COLUMNS, Normalised, stamp_features
 from app.work import Embed, Forecast
 
 SEED_BITS: Final = 53  # a drawn seed survives readers that hold numbers as doubles
@@ -51,6 +51,13 @@ class PreparedForecast:
         return self.work.sample_count * len(self.timestamps)
 
     @property
+    def numbers(self) -> int:
+        """Numbers in the answer, those of quantiles and paths included."""
+        asked = self.asked
+        paths = self.work.sample_count if asked.return_paths else 0
+        return len(COLUMNS) * len(self.timestamps) * (1 + len(asked.quantiles or ()) + paths)
+
+    @property
     def repeatable(self) -> bool:
         """True if the same request would get the same answer: its seed was not drawn here."""
         return self.asked.overrides.seed is not None
@@ -64,6 +71,8 @@ class PreparedEmbedding:
     series_id: str | None
     warnings: list[Notice]
     units: int = 1
+    numbers: int = 1024
+    """Numbers in the answer, about: the widest published model has 832."""
     repeatable: bool = True
 
 

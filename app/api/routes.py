@@ -14,10 +14,12 @@ from starlette.routing import Match, Route
 from starlette.types import Scope
 
 from app import metrics
+from app.api import jobs
 from app.api.edge import ROUTE
-from app.api.handle import Endpoint, handle
+from app.api.handle import handle
 from app.api.state import Worker
 from app.errors import NotReady
+from app.jobs.store import Endpoint
 
 PREDICTIONS: Final[dict[str, Endpoint]] = {
     "/v1/predict/single": "single",
@@ -40,9 +42,18 @@ def make_routes(worker: Worker) -> list[NamedRoute]:
         "/healthz": _live,
         "/readyz": _ready,
         "/metrics": _metrics,
+        "/health/thread-pools": _pools,
     }
+    write: dict[str, Callable[[Worker, Request], Awaitable[Response]]] = {"/health/thread-pools/log-status": _log_pools}
     predictions = [NamedRoute(path, _bind(handle, worker, endpoint), methods=["POST"]) for path, endpoint in PREDICTIONS.items()]
-    return predictions + [NamedRoute(path, _bind(answer, worker), methods=["GET"]) for path, answer in read.items()]
+    reads = [NamedRoute(path, _bind(answer, worker), methods=["GET"]) for path, answer in read.items()]
+    writes = [NamedRoute(path, _bind(answer, worker), methods=["POST"]) for path, answer in write.items()]
+    tasks = [
+        NamedRoute(jobs.PATH, _bind(jobs.submit, worker), methods=["POST"]),
+        NamedRoute(f"{jobs.PATH}/{{task_id}}", _bind(jobs.show, worker), methods=["GET"]),
+        NamedRoute(f"{jobs.PATH}/{{task_id}}", _bind(jobs.cancel, worker), methods=["DELETE"]),
+    ]
+    return predictions + tasks + reads + writes
 
 
 def _bind(answer: Callable[..., Awaitable[Response]], worker: Worker, *rest: Any) -> Callable[..., Any]:
@@ -68,6 +79,15 @@ async def _ready(worker: Worker, request: Request) -> Response:
         "status": "ready", "model_version": served.model_version, "tokenizer_version": served.tokenizer_version,
         "max_context": served.max_context, "device": served.device, "dtype": served.dtype,
     })  # fmt: skip
+
+
+async def _pools(worker: Worker, request: Request) -> Response:
+    return JSONResponse({"worker": worker.settings.worker_name, **worker.pools.stats()})
+
+
+async def _log_pools(worker: Worker, request: Request) -> Response:
+    worker.pools.log_status()
+    return JSONResponse({"status": "logged"})
 
 
 async def _metrics(worker: Worker, request: Request) -> Response:

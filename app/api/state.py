@@ -16,6 +16,9 @@ from app.api.prepare import Bounds
 from app.cache import Cache
 from app.engine import Engine
 from app.errors import Draining, NotReady
+from app.jobs.desk import Desk
+from app.pools import Pools
+from app.records import Sink
 from app.settings import Settings
 
 LOADING_PATIENCE_S: Final = 5.0
@@ -50,7 +53,10 @@ class Worker:
 
     settings: Settings
     cache: Cache = field(default_factory=Cache)
+    sinks: tuple[Sink, ...] = ()
     served: Served | None = None
+    pools: Pools = field(default_factory=Pools)
+    desk: Desk | None = None  # for jobs, where there is a store for them
     leaving: bool = field(default=False)
     waiting: int = field(default=0)
     looking: int = field(default=0)
