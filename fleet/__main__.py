@@ -16,6 +16,7 @@ from rich.console import Console
 
 from fleet import runtimes
 from fleet.errors import INTERRUPTED, FleetError
+from fleet.log import cli as predictions
 from fleet.options import CHANGING, parser, runtime_of
 from fleet.state import locked
 from fleet.tune import cli as tuning
@@ -28,6 +29,9 @@ def main(argv: Sequence[str] | None = None, env: Mapping[str, str] = os.environ)
     console, errors = Console(), Console(stderr=True)
     rehearsing = getattr(options, "dry_run", False)
     try:
+        if options.verb == "log":
+            predictions.run(options, env)
+            return 0
         if options.verb in tuning.VERBS:
             tuning.run(options, env)
             return 0

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 from fleet.compose.commands import DEFAULT_PROJECT
 from fleet.errors import BadSetting
+from fleet.log import cli as predictions
 from fleet.tune import cli as tuning
 
 RUNTIMES = ("local", "compose")
@@ -49,6 +50,7 @@ def parser() -> argparse.ArgumentParser:
     _looking(verb)
     _predict(verb)
     tuning.add_verbs(verb)
+    predictions.add_verbs(verb)
     return top
 
 

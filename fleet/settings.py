@@ -16,7 +16,7 @@ from typing import Any
 from fleet.errors import BadSetting, MissingModel
 from fleet.host import CommandFailed, Machine
 
-MODEL, TOKENIZER = "KRONOS_MODEL", "KRONOS_TOKENIZER"
+MODEL, TOKENIZER, JOBS = "KRONOS_MODEL", "KRONOS_TOKENIZER", "KRONOS_JOBS_URL"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w.-]+)?")
 CHECKPOINT_FILES = ("config.json", "model.safetensors")
 

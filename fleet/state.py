@@ -42,6 +42,11 @@ class Folders:
         return self.run / "logs"
 
     @property
+    def jobs(self) -> Path:
+        """What the workers of this fleet share of jobs; it outlives them."""
+        return self.run / "jobs.db"
+
+    @property
     def access_log(self) -> Path:
         return self.logs / "nginx-access.log"
 

@@ -15,10 +15,12 @@ from typing import Final
 
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 
-from grafana import boards, fleet, load, worker
+from grafana import around, boards, fleet, load, worker
 
 FOLDER: Final = Path(__file__).resolve().parent / "dashboards"
-BOARDS: Final = {"fleet.json": fleet.board, "worker.json": worker.board, "load.json": load.board}
+BOARDS: Final = {
+    "fleet.json": fleet.board, "worker.json": worker.board, "load.json": load.board, "around.json": around.board,
+}  # fmt: skip
 
 
 def documents() -> dict[str, str]:

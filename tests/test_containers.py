@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 import yaml
 
 from app import probe
-from app.settings import Settings, names
+from app.settings import Settings, load, names
 from tests.docs import ROOT, dials
 
 COMPOSE_TEXT = (ROOT / "docker-compose.yml").read_text()
@@ -23,26 +24,38 @@ FIXED_IN_CONTAINERS = {
     "KRONOS_WORKER_NAME": "the container's host name",
     "KRONOS_WORKERS": "one process a container",
 }
-POOLS = re.compile(r"KRONOS_(IO|CPU|INFERENCE|EMBEDDING|DB)_WORKERS")
+OBJECT_STORE = {"AWS_ENDPOINT_URL", "AWS_REGION", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
+"""What the library that writes to S3 reads by itself."""
+
+
+def full_env() -> dict[str, str]:
+    """The variables of full.env."""
+    lines = [line for line in (ROOT / "full.env").read_text().splitlines() if line and not line.startswith("#")]
+    return dict(line.split("=", 1) for line in lines)
+
+
+def servers() -> dict[str, dict[str, Any]]:
+    """The services that only a profile starts."""
+    return {name: service for name, service in COMPOSE["services"].items() if "profiles" in service}
 
 
 def test_every_setting_of_the_worker_can_be_given_in_env() -> None:
     """The container passes each on, but those that containers fix; and none that does not exist."""
     settings = {names(field)[0] for field in Settings.model_fields.values()}
-    passed = set(COMPOSE["services"]["worker"]["environment"])
-    assert passed == {name for name in settings if name not in FIXED_IN_CONTAINERS and not POOLS.fullmatch(name)}
+    passed = {entry.partition("=")[0] for entry in COMPOSE["services"]["worker"]["environment"]}
+    assert passed == (settings - FIXED_IN_CONTAINERS.keys()) | OBJECT_STORE
 
 
 def test_env_example_names_every_dial_with_its_default() -> None:
-    """`.env.example` is the only place an operator has to look; its defaults are those of docker-compose.yml."""
+    """`.env.example` is the only place an operator has to look; its defaults are docker-compose.yml's, else the worker's."""
     used = dict(re.findall(r"\$\{([A-Z_]+):?-([^}]*)\}", COMPOSE_TEXT))
     used |= dict.fromkeys(set(re.findall(r"\$\{([A-Z_]+)", COMPOSE_TEXT)) - used.keys(), "")
     shown = {dial.name: dial.default for dial in dials()}
     settings = {names(field)[0]: str(field.default) for field in Settings.model_fields.values()}
     examples = {name: default for name, default in shown.items() if name in settings}
-    assert {name: default for name, default in shown.items() if name not in settings} == used
     for name, default in examples.items():
-        assert default == settings[name].removesuffix(".0")
+        assert default == used.pop(name, settings[name].removesuffix(".0"))
+    assert {name: default for name, default in shown.items() if name not in settings} == used
     assert all(dial.what for dial in dials())
 
 
@@ -55,7 +68,45 @@ def test_every_service_has_a_sentence_and_a_pinned_image() -> None:
     """A comment above each service says what it is for; no tag floats."""
     for name, service in COMPOSE["services"].items():
         assert re.search(rf"(?m)^  # [A-Z].+\.\n  {name}:$", COMPOSE_TEXT), name
-        assert "build" in service or re.search(r":v?\d+\.\d+", service["image"]), name
+        pinned = r":8$" if service["image"].startswith("valkey/") else r":v?\d+\.\d+"
+        assert "build" in service or re.search(pinned, service["image"]), name
+
+
+def test_every_server_is_told_of_in_full_env() -> None:
+    """Each service of the profile `full` has a setting that leads workers to it, by a name that Compose gives, and there is no
+    setting for anything else; passwords are left to whoever starts it."""
+    given = full_env()
+    known = {names(field)[0] for field in Settings.model_fields.values()} | OBJECT_STORE
+    assert given.pop("COMPOSE_PROFILES") == "full" and given.pop("POSTGRES_PASSWORD") == "" == given["AWS_SECRET_ACCESS_KEY"]
+    assert given.keys() <= known
+    hosts = {match[1] for value in given.values() if (match := re.search(r"(?:://(?:[^@/]*@)?|^)([\w-]+):\d+", value))}
+    assert hosts == {name for name, service in servers().items() if "full" in service["profiles"]} == servers().keys()
+
+
+def test_settings_of_full_env_are_accepted() -> None:
+    """By the worker's own reader of settings, once the passwords are filled in."""
+    given = {key: value.replace("${POSTGRES_PASSWORD}", "secret") for key, value in full_env().items()}
+    load({key: value for key, value in given.items() if key.startswith("KRONOS_")}, ROOT / "config.yaml")
+
+
+@pytest.mark.parametrize("name", servers())
+def test_servers_are_hardened_and_publish_nothing(name: str) -> None:
+    """As all others: read-only, no capabilities, limits, a health check; no default password. (rclone's folder is root's.)"""
+    service = servers()[name]
+    assert service["read_only"] and service["cap_drop"] == ["ALL"] and service["security_opt"] == ["no-new-privileges:true"]
+    assert "ports" not in service and {"memory", "pids"} <= service["deploy"]["resources"]["limits"].keys()
+    assert service["healthcheck"]["test"][0] in {"CMD", "CMD-SHELL"} and service["restart"] == "unless-stopped"
+    assert (service["user"].partition(":")[0] in {"0", "root"}) is (name == "s3")
+    secrets = [value for key, value in service.get("environment", {}).items() if re.search("PASSWORD|SECRET", key)]
+    assert all(re.fullmatch(r"\$\{[A-Z_]+:-\}", value) for value in secrets)
+
+
+def test_answers_may_be_pushed_out_and_jobs_may_not() -> None:
+    """Two servers, because they must forget differently: one drops the oldest and writes nothing down, one the opposite."""
+    options = {name: dict(itertools.pairwise(servers()[name]["command"])) for name in ("valkey", "valkey-jobs")}
+    kept = {name: (each["--maxmemory-policy"], each["--appendonly"], each["--save"]) for name, each in options.items()}
+    assert kept == {"valkey": ("allkeys-lru", "no", ""), "valkey-jobs": ("noeviction", "yes", "")}
+    assert "volumes" not in servers()["valkey"] and servers()["valkey-jobs"]["volumes"] == ["jobs:/data"]
 
 
 def test_the_image_installs_the_torch_that_was_tested() -> None:

@@ -38,8 +38,9 @@ PROMETHEUS = {"up", "ALERTS", "scrape_duration_seconds", "prometheus_tsdb_head_s
 K6 = {
     "k6_vus", "k6_vus_max", "k6_http_reqs_total", "k6_http_req_duration_p95", "k6_iterations_total",
     "k6_dropped_iterations_total", "k6_checks_rate", "k6_kronos_forecasts_total", "k6_kronos_goodput_rate",
-    "k6_kronos_refused_rate", "k6_kronos_request_duration_p95", "k6_kronos_worker_total_p95",
-    "k6_kronos_outside_worker_p95", *(f"k6_kronos_stage_{stage}_p95" for stage in STAGES),
+    "k6_kronos_refused_rate", "k6_kronos_cache_hit_rate", "k6_kronos_cache_coalesced_rate",
+    "k6_kronos_request_duration_p95", "k6_kronos_worker_total_p95", "k6_kronos_outside_worker_p95",
+    *(f"k6_kronos_stage_{stage}_p95" for stage in STAGES),
 }  # fmt: skip
 """What k6 writes, of that what we draw; tests/stack proves that they arrive."""
 
@@ -81,10 +82,11 @@ def test_files_are_what_the_modules_make() -> None:
     assert build.differing() == [], "run: python -m grafana.build"
 
 
-def test_three_dashboards_with_identities_of_their_own() -> None:
-    """Fleet, Worker and Load test; uids, panel ids and titles are unique, and people cannot edit them."""
-    assert {document["uid"] for document in BOARDS.values()} == {"kronos-fleet", "kronos-worker", "kronos-load"}
-    assert len({document["title"] for document in BOARDS.values()}) == 3
+def test_four_dashboards_with_identities_of_their_own() -> None:
+    """Fleet, Worker, Load test and Around; uids, panel ids and titles are unique, and people cannot edit them."""
+    uids = {document["uid"] for document in BOARDS.values()}
+    assert uids == {"kronos-fleet", "kronos-worker", "kronos-load", "kronos-around"}
+    assert len({document["title"] for document in BOARDS.values()}) == 4
     for document in BOARDS.values():
         ids = [panel["id"] for panel in document["panels"]]
         assert len(ids) == len(set(ids)) and min(ids) > 0

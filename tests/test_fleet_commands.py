@@ -240,5 +240,5 @@ def test_the_defaults_agree_with_the_worker() -> None:
 
 def test_503_means_that_this_worker_cannot_serve() -> None:
     """nginx asks another worker after a 503 and leaves the first one out; that is right only while no worker says
-    503 for being busy."""
-    assert {kind for kind, row in ERROR_TABLE.items() if row.status == 503} == {"not-ready", "draining"}
+    503 for being busy. (Jobs go through an upstream that leaves nobody out.)"""
+    assert {kind for kind, row in ERROR_TABLE.items() if row.status == 503} == {"not-ready", "draining", "jobs-unavailable"}

@@ -180,6 +180,7 @@ def test_a_failure_of_everybody_is_a_worker_s_own_answer(fleet: Live, status: in
     assert post(fleet).status == 200
 
 
+@pytest.mark.slow
 def test_shares_are_fair_and_a_slow_worker_gets_less(fleet: Live) -> None:
     """least_conn over the shared zone: equal workers share equally, a slow one gets its part of the time only."""
     with fleet.load(users=12, pause=(0.0, 0.02)) as even:

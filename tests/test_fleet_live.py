@@ -17,6 +17,7 @@ from fleet.host import Machine
 from tests.fleet.live import ROOT, Live, live, wait_until
 
 EXAMPLE = str(ROOT / "examples" / "candles-5m.csv")
+KILLS = 20
 
 
 @pytest.fixture
@@ -54,12 +55,12 @@ def test_up_predict_scale_down_under_load(fleet: Live, tmp_path: Path) -> None:
     assert fleet.cli("down") == (0, "Nothing is running\n")
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
-def test_kill_9_mid_request_is_invisible(fleet: Live, kills: int) -> None:
+@pytest.mark.slow
+def test_kill_9_mid_request_is_invisible(fleet: Live) -> None:
     """Worker after worker killed with requests in flight: no client notices, and each is back."""
     fleet.up(3)
     with fleet.load(users=9, sleep=0.3) as traffic:
-        for kill in range(kills):
+        for kill in range(KILLS):
             time.sleep(0.5)
             worker = fleet.worker(1 + kill % 3)
             before = fleet.child(worker)
@@ -67,9 +68,10 @@ def test_kill_9_mid_request_is_invisible(fleet: Live, kills: int) -> None:
             wait_until(partial(fleet.came_back, worker, before), 20)
     assert traffic.failures == []
     retried = [entry for entry in fleet.access_log() if "," in entry["upstream"]]
-    assert len(retried) >= kills and all(entry["status"] == 200 for entry in retried)
+    assert len(retried) >= KILLS and all(entry["status"] == 200 for entry in retried)
 
 
+@pytest.mark.slow
 def test_without_the_retry_kill_9_is_visible(fleet: Live) -> None:
     """The control of the test above: with nginx's second try switched off, clients see the same kill."""
     fleet.up(3)
@@ -90,6 +92,7 @@ def test_without_the_retry_kill_9_is_visible(fleet: Live) -> None:
     assert {failure.failure for failure in traffic.failures} >= {"status 502"}
 
 
+@pytest.mark.slow
 def test_a_stopped_worker_is_replaced_and_nobody_notices(fleet: Live) -> None:
     """SIGSTOP: the supervisor misses the heartbeat, ends the worker, and its requests are answered by others."""
     fleet.up(3)
@@ -105,6 +108,7 @@ def test_a_stopped_worker_is_replaced_and_nobody_notices(fleet: Live) -> None:
     assert any("," in entry["upstream"] for entry in fleet.access_log())
 
 
+@pytest.mark.slow
 def test_a_dead_supervisor_is_shown_and_mended(fleet: Live) -> None:
     """The one death that nobody repairs by himself: the orphan serves on, status says so, up mends it."""
     fleet.up(2)
@@ -134,6 +138,7 @@ def test_a_worker_that_cannot_start_halts_the_change(fleet: Live) -> None:
     assert traffic.failures == []
 
 
+@pytest.mark.slow
 def test_a_roll_under_load_loses_nothing(fleet: Live) -> None:
     """Every worker is another process with the settings of now, under its old name, and no client notices."""
     fleet.up(3)
@@ -152,6 +157,7 @@ def test_a_roll_under_load_loses_nothing(fleet: Live) -> None:
     assert [pid for worker in before.workers for pid in [worker.process.pid] if Machine().alive(worker.process)] == []
 
 
+@pytest.mark.slow
 def test_a_roll_of_bad_weights_halts_with_the_old_ones_serving(fleet: Live) -> None:
     """The reason, what to look at and what to type; nobody is stopped, nobody notices, and a good roll follows."""
     fleet.up(2)
@@ -166,6 +172,7 @@ def test_a_roll_of_bad_weights_halts_with_the_old_ones_serving(fleet: Live) -> N
     assert traffic.failures == []
 
 
+@pytest.mark.slow
 def test_a_roll_interrupted_in_the_middle_is_completed_by_the_next(fleet: Live) -> None:
     """Ctrl-C after the first of three: a fleet of three serves, up says what is unfinished, another roll ends it."""
     fleet.up(3)
@@ -223,6 +230,7 @@ def test_a_second_up_is_safe(fleet: Live) -> None:
     assert fleet.fleet == before
 
 
+@pytest.mark.slow
 def test_two_verbs_at_once_are_refused(fleet: Live) -> None:
     """The second is told who is at work; the first is not disturbed."""
     with fleet.start_cli(*fleet.up_arguments(1), env={"STUB_START_S": "1.5"}) as process:

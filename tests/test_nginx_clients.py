@@ -56,6 +56,7 @@ def until_closed(client: socket.socket) -> float:
     return time.monotonic() - began
 
 
+@pytest.mark.slow
 def test_a_head_that_trickles_is_cut_off(quick: Rig) -> None:
     """client_header_timeout counts the whole head: a byte now and then does not extend it."""
     bound = seconds("client_header_timeout") / FASTER
@@ -76,6 +77,7 @@ def test_a_head_that_trickles_is_cut_off(quick: Rig) -> None:
     assert 0.8 * bound < took < 2 * bound
 
 
+@pytest.mark.slow
 def test_a_body_that_stops_is_cut_off_and_one_that_trickles_is_not(quick: Rig) -> None:
     """client_body_timeout is between two reads; no worker hears of a request whose body never came."""
     bound = seconds("client_body_timeout") / FASTER
@@ -93,6 +95,7 @@ def test_a_body_that_stops_is_cut_off_and_one_that_trickles_is_not(quick: Rig) -
     assert [asked.body for asked in quick.workers.asked] == [b'{"a": 1}']
 
 
+@pytest.mark.slow
 def test_a_client_that_does_not_read_is_cut_off(quick: Rig) -> None:
     """send_timeout: an answer that nobody takes is given up, and the log has what was really sent."""
     large = 12 * 2**20
@@ -110,6 +113,7 @@ def test_a_client_that_does_not_read_is_cut_off(quick: Rig) -> None:
     assert bound * 0.8 < line["seconds"] < bound * 3 and line["bytes_out"] < large
 
 
+@pytest.mark.slow
 def test_an_idle_client_connection_is_kept_and_then_closed(quick: Rig) -> None:
     """keepalive_timeout, as told: not at once, and not for ever."""
     bound = seconds("keepalive_timeout") / FASTER
@@ -119,6 +123,7 @@ def test_an_idle_client_connection_is_kept_and_then_closed(quick: Rig) -> None:
         assert 0.8 * bound < until_closed(client) < 1.5 * bound
 
 
+@pytest.mark.slow
 def test_a_refused_body_may_trickle_in_for_two_seconds(front: Rig) -> None:
     """lingering_timeout: the client gets to read its 413; then nginx is gone."""
     with front.connect() as client:
@@ -280,7 +285,7 @@ def test_everything_nginx_writes_is_in_its_prefix(front: Rig) -> None:
 
 
 def test_only_private_addresses_see_the_neighbours(tmp_path: Path) -> None:
-    """Grafana and Prometheus (also its remote write) are for the inside network; without them all else works."""
+    """Grafana, Prometheus (also its remote write) and thread pools are for the inside network; without them all else works."""
     real = {"listen 8080;": "set_real_ip_from 127.0.0.1; real_ip_header X-Test-From; listen 8080;"}
     with rig(tmp_path / "nginx", count=1, changes=real) as front:
         for path in ("/grafana/", "/prometheus/api/v1/write"):
@@ -289,6 +294,9 @@ def test_only_private_addresses_see_the_neighbours(tmp_path: Path) -> None:
             for outside in ("8.8.8.8", "172.32.0.1", "192.169.0.1", "11.0.0.1"):
                 found = post(front, path, X_Test_From=outside)
                 assert found.status == 403 and json.loads(found.body)["title"] == "Not public"
+        pools = "/health/thread-pools/log-status"
+        assert post(front, pools, X_Test_From="10.1.2.3").status == 200
+        assert post(front, pools, X_Test_From="8.8.8.8").status == 403
         assert post(front).status == 200
 
 

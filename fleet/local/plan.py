@@ -17,7 +17,7 @@ from typing import Any
 from fleet.errors import BadSetting, NginxFailed
 from fleet.host import CommandFailed, Machine
 from fleet.local import commands
-from fleet.settings import MODEL, TOKENIZER, check_checkpoint, effective_settings, is_setting
+from fleet.settings import JOBS, MODEL, TOKENIZER, check_checkpoint, effective_settings, is_setting
 from fleet.state import Folders, Plan
 
 APP = "app.main:app"
@@ -34,9 +34,8 @@ def make(options: argparse.Namespace, env: Mapping[str, str], folders: Folders) 
     workers = _within("--workers", options.workers, WORKERS, MOST_WORKERS)
     port = _within("--port", options.port, PORT, 65535)
     first_worker_port = _within("--worker-port", options.worker_port, FIRST_WORKER_PORT, 65535 - MOST_WORKERS)
-    settings = settings_of(options, env, workers)
     app = options.app or APP
-    effective = checked_settings(settings, app, env, folders)
+    settings, effective = _complete(settings_of(options, env, workers), app, env, folders)
     nginx, version = find_nginx(options.nginx)
     return Plan(
         workers=workers,
@@ -63,7 +62,7 @@ def renew(old: Plan, options: argparse.Namespace, env: Mapping[str, str], folder
     for key in (MODEL, TOKENIZER):
         if key in old.settings:
             settings.setdefault(key, old.settings[key])
-    effective = checked_settings(settings, old.app, env, folders)
+    settings, effective = _complete(settings, old.app, env, folders)
     return replace(
         old,
         threads=int(effective["threads"]),
@@ -90,6 +89,15 @@ def settings_of(options: argparse.Namespace, env: Mapping[str, str], workers: in
             settings[key] = str(resolved(source))
     settings.setdefault("KRONOS_THREADS", str(threads_per_worker(workers, cores())))
     return settings
+
+
+def _complete(
+    settings: Mapping[str, str], app: str, env: Mapping[str, str], folders: Folders
+) -> tuple[dict[str, str], dict[str, Any]]:
+    """``settings`` and what they come to; jobs are kept in a file of the fleet unless somebody has said where."""
+    effective = checked_settings(settings, app, env, folders)
+    where = {} if effective["jobs_url"] else {JOBS: f"sqlite:{folders.jobs}"}
+    return {**settings, **where}, effective
 
 
 def checked_settings(settings: Mapping[str, str], app: str, env: Mapping[str, str], folders: Folders) -> dict[str, Any]:

@@ -155,7 +155,8 @@ def test_a_pause_longer_than_nginx_waits(stack: Stack, known: Known, figures: Fi
 
 
 def test_nginx_restarts(stack: Stack, known: Known, figures: Figures) -> None:
-    """The one outage: there is one door. While it is closed clients are refused a connection; before and after, 0 failed."""
+    """The one outage: there is one door. While it is closed clients are refused a connection, and in the moment in which it
+    looks its workers up again they may be answered 502; before and after, 0 failed."""
     with steady(stack.port, known) as traffic:
         time.sleep(3)
         began = time.perf_counter() - traffic.began
@@ -164,7 +165,7 @@ def test_nginx_restarts(stack: Stack, known: Known, figures: Figures) -> None:
         time.sleep(5)
     closed = outage(traffic)
     figures.keep(outage_s=round(closed, 2), restart_took_s=round(took, 2), **summary(traffic, known))
-    assert all(each.status == 0 for each in traffic.failures)
+    assert all(each.status in (0, 502) for each in traffic.failures)
     assert all(began - 0.1 <= each.begun <= began + took + 1 for each in traffic.failures)
     assert closed < 10
 
