@@ -17,7 +17,7 @@ from prometheus_client.metrics_core import Metric
 from app import metrics
 from app.quota import QuotaCollector
 from app.settings import table
-from benchmarks import tuner_truth
+from benchmarks import around, limits, tuner_truth
 from benchmarks.studies.catalogue import STUDIES
 from fleet import load
 
@@ -162,6 +162,56 @@ def truth_table() -> str:
     return f"```\n{tuner_truth.table(msgspec.json.decode(path.read_bytes(), type=list[tuner_truth.Score]))}\n```"
 
 
+def prediction_log_table() -> str:
+    """What benchmarks/prediction_log.py stored."""
+    rows = [
+        "| records in the log | offer, µs | processor, µs | one file rewritten: rows | processor, µs |",
+        "|---|---|---|---|---|",
+    ]
+    [path] = (ROOT / "reports").glob("*-prediction-log/growth.json")
+    for row in json.loads(path.read_text())["growth"]:
+        naive = f"{row['file']:,} | {row['rewritten']:,.0f}" if "file" in row else "– | –"
+        rows.append(f"| {row['records']:,} | {row['offer']:.1f} | {row['processor']:.0f} | {naive} |")
+    return "\n".join(rows)
+
+
+def around_table(model: str) -> str:
+    """What benchmarks/around.py stored: medians, and ratios to `off` in the same round."""
+    [path] = (ROOT / "reports").glob(f"*-around/{model}.json")
+    rows = ["| around the prediction | p50, ms | × p50 | × p95 | × processor |", "|---|---|---|---|---|"]
+    for name, row in json.loads(path.read_text())["variants"].items():
+        ratios = ("{:.2f} [{:.2f}, {:.2f}]".format(*row[f"{figure}_ratio"]) for figure in around.FIGURES)
+        rows.append(f"| {name} | {row['p50_ms']:.3g} | {' | '.join(ratios)} |")
+    return "\n".join(rows)
+
+
+def overload_table() -> str:
+    """What benchmarks/overload.py stored."""
+    [path] = (ROOT / "reports").glob("*-overload/overload.json")
+    found = json.loads(path.read_text())
+    rows = [
+        "| added as | goodput | who | asked | answered | refused | failed | answer p50, p99 s | refusal p50, p99 ms |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for added in ("bulk", "interactive"):
+        phase = found[f"added {added}"]
+        for who, seen in (("half the capacity, interactive", phase["base"]), (f"2.5 capacities, {added}", phase["more"])):
+            answer, refusal = seen["answer_s"], seen["refusal_s"]
+            late = f"{1e3 * refusal['p50']:.0f}, {1e3 * refusal['p99']:.0f}" if refusal else "–"
+            soon = f"{answer['p50']:.2f}, {answer['p99']:.2f}" if answer else "–"
+            rows.append(
+                f"| {added} | {100 * phase['goodput']:.0f} % | {who} | {seen['asked']:,} | {100 * seen['share']:.1f} % | "
+                f"{seen['refused']:,} | {sum(seen['failed'].values())} | {soon} | {late} |"
+            )
+    return "\n".join(rows)
+
+
+def limits_table() -> str:
+    """What benchmarks/limits.py stored."""
+    [folder] = (ROOT / "reports").glob("*-limits")
+    return limits.table(folder)
+
+
 def study_tables(study: str) -> str:
     """The tables of a study of benchmarks/capacity.py, but for the one with every run; headings are those of NOTES.md."""
     [path] = (ROOT / "reports").glob(f"*-capacity-{study}/table.md")
@@ -176,11 +226,63 @@ def campaign_tables(name: str) -> str:
     return re.sub(r"^## (.*)$", r"*\1*", text, flags=re.MULTILINE).strip()
 
 
+def repeated_table() -> str:
+    """What benchmarks/repeated.py stored."""
+    [path] = (ROOT / "reports").glob("????-??-??-repeated/table.md")
+    return path.read_text()
+
+
+def pools_table() -> str:
+    """What benchmarks/pools.py stored: bodies and answers in each way, relative to inline in the same round."""
+    cases = _pools()["bodies"]
+    ways = ["yielding", "both", "pool", "executor"]
+    rows = [f"| work | inline, ms | bystander p99, ms | {' | '.join(ways)} |", "|---" * (len(ways) + 3) + "|"]
+    for work in dict.fromkeys(case.rpartition(", ")[0] for case in cases if case.endswith(", inline")):
+        base = cases[f"{work}, inline"]
+        found = [cases.get(f"{work}, {way}", {}) for way in ways]
+        cells = [f"{row['× own ms']:.2g} / {row['× bystander p99 ms']:.2g}" if row else "–" for row in found]
+        rows.append(f"| {work} | {base['own ms']:.2g} | {base['bystander p99 ms']:.2g} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def pool_sizes_table() -> str:
+    """What benchmarks/pools.py stored of one thread and more."""
+    cases = _pools()["sizes"]
+    rows = ["| work | threads | done per s | bystander p99, ms | engine's steps per s |", "|---|---|---|---|---|"]
+    for case, row in cases.items():
+        work, _, threads = case.rpartition(", ")
+        figures = (f"{row[name]:,.0f}" for name in ("per s", "bystander p99 ms", "steps per s"))
+        rows.append(f"| {work} | {threads} | {' | '.join(figures)} |")
+    return "\n".join(rows)
+
+
+def pool_parts_table() -> str:
+    """What benchmarks/pools.py stored of saturation and of log lines."""
+    found = _pools()
+    rows = ["| part | way | figures | ratios |", "|---|---|---|---|"]
+    for part in ("saturation", "log"):
+        for way, row in found[part].items():
+            figures = ", ".join(f"{name} {value:.3g}" for name, value in row.items() if not name.startswith("×"))
+            ratios = ", ".join(f"{name} {value:.2g}" for name, value in row.items() if name.startswith("×"))
+            rows.append(f"| {part} | {way} | {figures} | {ratios or '–'} |")
+    return "\n".join(rows)
+
+
+def _pools() -> dict[str, dict[str, dict[str, float]]]:
+    [path] = (ROOT / "reports").glob("*-pools/pools.json")
+    medians: dict[str, dict[str, dict[str, float]]] = json.loads(path.read_text())["medians"]
+    return medians
+
+
 GENERATED: dict[str, Callable[[], str]] = {
+    "pools": pools_table, "pool-sizes": pool_sizes_table, "pool-parts": pool_parts_table,
     "settings": table, "dials": dials_table, "load": load.dials_table, "metrics": metrics_table,
     "engine": engine_table, "bfloat16": bfloat16_table, "stack": stack_table,
     "users": users_table, "cost": cost_table, "http": http_table,
-    "truth": truth_table, "campaign": partial(campaign_tables, "five-workers"),
+    "truth": truth_table, "limits": limits_table, "prediction-log": prediction_log_table,
+    "overload": overload_table,
+    "around-demo": partial(around_table, "demo"), "around-none": partial(around_table, "none"),
+    "campaign": partial(campaign_tables, "five-workers"), "repeated": repeated_table,
     **{f"study-{study}": partial(study_tables, study) for study in STUDIES},
 }  # fmt: skip
 DOCUMENTS = ("README.md", "NOTES.md")
