@@ -157,6 +157,7 @@ class KafkaEvents:
             self._producer.list_topics(self._topic, timeout=PROBE_S)
         except KafkaException:
             return
+        self._producer.poll(0)  # what it said while the probe waited is older than the answer
         self._recovered()
 
     def _give_up(self) -> int:

@@ -89,7 +89,7 @@ class FakeProducer:
         self.queue: list[Callable[..., None]] = []
         self.reports: list[Callable[[], None]] = []
         self.lock = threading.Lock()
-        self.broken = False
+        self.broken = self.answers = False
         self.blocked: threading.Event | None = None
 
     def produce(self, topic: str, value: bytes, key: bytes | None, *, on_delivery: Callable[..., None], **_: Any) -> None:
@@ -128,7 +128,12 @@ class FakeProducer:
         self.report(len(self.queue), KafkaError._PURGE_QUEUE)
 
     def list_topics(self, topic: str, timeout: float) -> None:
-        raise KafkaException(KafkaError(KafkaError._TRANSPORT))
+        """As librdkafka: while it waits for an answer, nobody is called back; what it has to say waits for the next poll."""
+        with self.lock:
+            for code in (KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN):
+                self.reports.append(lambda code=code: self.options["error_cb"](KafkaError(code)))  # type: ignore[misc]
+        if not self.answers:
+            raise KafkaException(KafkaError(KafkaError._TRANSPORT))
 
 
 @contextmanager
@@ -247,6 +252,18 @@ def test_an_outage_is_one_line(caplog: pytest.LogCaptureFixture) -> None:
         assert until(lambda: sink._batcher.held == 0)
     down, up, refused = (line.getMessage() for line in caplog.records)
     assert "connection refused" in down and "answers again" in up and "was refused" in refused
+
+
+def test_an_answer_is_newer_than_the_errors_before_it(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A broker that comes back while it is asked is back; that it was away a moment ago is no second outage."""
+    caplog.set_level(logging.INFO, "app.events_kafka")
+    monkeypatch.setattr(events_kafka, "PROBE_EVERY_S", 0.02)
+    with faked() as (sink, made):
+        sink._on_error(KafkaError(KafkaError._ALL_BROKERS_DOWN))
+        made[0].answers = True
+        assert until(lambda: is_up("kafka"))
+        time.sleep(0.1)
+    assert ["answers again" in line.getMessage() for line in caplog.records] == [False, True]
 
 
 def test_a_real_librdkafka_takes_the_options() -> None:
