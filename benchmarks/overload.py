@@ -1,6 +1,6 @@
 """What a fleet does with three times what it can: with one class of requests (F10), and with two (F11).
 
-    python -m benchmarks.overload [--workers 2] [--seconds 60] [--json reports/…/overload.json]
+    [KRONOS_MAX_QUEUE_WAIT=4] python -m benchmarks.overload [--workers 2] [--seconds 60] [--json reports/…-overload/….json]
 
 A fleet of its own, the bundled model, 400 candles → 120. First its capacity (a closed loop of more users than it has slots);
 then half of that, all interactive, alone; then the same while as much again is added as makes three times the capacity: as
@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from app.settings import load
 from benchmarks.fleet import Judge, ask_alone, bodies, fleet_to_measure, percentiles, state
 from benchmarks.users import Exchange, Load, Request, run
 
@@ -103,7 +104,7 @@ def main() -> None:
     with fleet_to_measure(options, options.workers) as run_folder:
         port = state(run_folder).plan.port
         report = asyncio.run(measure(port, options.workers, options.seconds, bodies(400, 120, DIFFERENT)))
-    document = {"workers": options.workers, "seconds": options.seconds, **report}
+    document = {"workers": options.workers, "seconds": options.seconds, "longest_wait_s": load().max_queue_wait, **report}
     for name, value in document.items():
         print(f"{name:>26}  {value}", file=sys.stderr)
     if options.json:

@@ -14,3 +14,11 @@ def interruptible() -> Iterator[None]:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture(scope="module")
+def quick_model() -> Iterator[None]:
+    """The latency model's long time is short: its answers are rougher, and no test here is about how rough they are."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fleet.tune.latency.LONG_RUN", 4_000)
+        yield

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import msgspec
 from prometheus_client.metrics import MetricWrapperBase
@@ -186,24 +187,31 @@ def around_table(model: str) -> str:
 
 
 def overload_table() -> str:
-    """What benchmarks/overload.py stored."""
-    [path] = (ROOT / "reports").glob("*-overload/overload.json")
-    found = json.loads(path.read_text())
-    rows = [
-        "| added as | goodput | who | asked | answered | refused | failed | answer p50, p99 s | refusal p50, p99 ms |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for added in ("bulk", "interactive"):
-        phase = found[f"added {added}"]
-        for who, seen in (("half the capacity, interactive", phase["base"]), (f"2.5 capacities, {added}", phase["more"])):
-            answer, refusal = seen["answer_s"], seen["refusal_s"]
-            late = f"{1e3 * refusal['p50']:.0f}, {1e3 * refusal['p99']:.0f}" if refusal else "–"
-            soon = f"{answer['p50']:.2f}, {answer['p99']:.2f}" if answer else "–"
-            rows.append(
-                f"| {added} | {100 * phase['goodput']:.0f} % | {who} | {seen['asked']:,} | {100 * seen['share']:.1f} % | "
-                f"{seen['refused']:,} | {sum(seen['failed'].values())} | {soon} | {late} |"
-            )
+    """What benchmarks/overload.py stored, a file for each longest wait."""
+    head = (
+        "longest wait s", "added as", "goodput", "who", "asked", "answered", "refused", "failed", "answer p50, p99 s",
+        "refusal p50, p99 ms", "p99 as before after s",
+    )  # fmt: skip
+    rows = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    runs = [json.loads(path.read_text()) for path in (ROOT / "reports").glob("*-overload/*.json")]
+    for found in sorted(runs, key=lambda run: run["longest_wait_s"]):
+        for added in ("bulk", "interactive"):
+            rows += _overload_rows(found["longest_wait_s"], added, found[f"added {added}"])
     return "\n".join(rows)
+
+
+def _overload_rows(longest_wait_s: float, added: str, phase: dict[str, Any]) -> list[str]:
+    rows = []
+    for who, seen in (("half the capacity, interactive", phase["base"]), (f"2.5 capacities, {added}", phase["more"])):
+        answer, refusal = seen["answer_s"], seen["refusal_s"]
+        late = f"{1e3 * refusal['p50']:.0f}, {1e3 * refusal['p99']:.0f}" if refusal else "–"
+        soon = f"{answer['p50']:.2f}, {answer['p99']:.2f}" if answer else "–"
+        again = "–" if seen is phase["more"] else "not seen" if phase["recovered_s"] is None else f"{phase['recovered_s']:.1f}"
+        rows.append(
+            f"| {longest_wait_s:g} | {added} | {100 * phase['goodput']:.0f} % | {who} | {seen['asked']:,} | "
+            f"{100 * seen['share']:.1f} % | {seen['refused']:,} | {sum(seen['failed'].values())} | {soon} | {late} | {again} |"
+        )
+    return rows
 
 
 def limits_table() -> str:

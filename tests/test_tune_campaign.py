@@ -24,6 +24,8 @@ from fleet.tune.runner import RunResult
 from fleet.tune.session import PREDICTIONS
 from tests.tune import rigs
 
+pytestmark = pytest.mark.usefixtures("quick_model")
+
 ROOT = Path(__file__).resolve().parents[1]
 
 

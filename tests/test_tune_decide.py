@@ -28,6 +28,8 @@ from fleet.tune.response import SLOWNESS, Response, Runs
 from fleet.tune.statistics import Interval
 from tests.tune import rigs
 
+pytestmark = pytest.mark.usefixtures("quick_model")
+
 logs = st.lists(st.floats(-5, 5), min_size=2, max_size=12).map(np.array)
 
 
