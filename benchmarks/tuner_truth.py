@@ -30,6 +30,8 @@ from fleet.tune.statistics import Interval, mean_interval
 INDIFFERENT = 0.10
 """A count whose long-run quantile is so close to the objective may be judged either way; named before, as for any verdict."""
 AA_EFFECT = math.log(1.05)
+PROGRESS = 20
+"""Fleets between two words on how far it is."""
 
 
 @dataclass
@@ -177,6 +179,9 @@ def main() -> None:
         scores.append(judge(case, given.preset, number))
         if not (scores[-1].right and scores[-1].said == case.bottleneck):
             print(number, case, scores[-1].got, scores[-1].said, file=sys.stderr, flush=True)
+        left_s = (given.fleets / (number + 1) - 1) * (time.perf_counter() - began)
+        if (number + 1) % PROGRESS == 0:
+            print(f"{number + 1} of {given.fleets} fleets, about {left_s / 60:.0f} min left", file=sys.stderr, flush=True)
     print(table(scores))
     if given.json:
         given.json.write_bytes(msgspec.json.format(msgspec.json.encode(scores), indent=1) + b"\n")

@@ -50,16 +50,27 @@ class HttpPoster:
         scheme, host, port = target.origin
         url = http.URL(scheme=scheme, host=host, port=port, target=target.path)
         named = {"Host": target.origin.place, **headers}
+        connections: list[http.AsyncNetworkStream] = []
+
+        async def on_event(event: str, info: Mapping[str, Any]) -> None:
+            if event == "connection.connect_tcp.complete":
+                connections.append(info["return_value"])
+
         try:
             async with (
                 asyncio.timeout(self._timeout_s),
-                self._pool.stream("POST", url, headers=list(named.items()), content=body) as answer,
+                self._pool.stream(
+                    "POST", url, headers=list(named.items()), content=body, extensions={"trace": on_event}
+                ) as answer,
             ):
                 return answer.status
         except TimeoutError as error:
             raise Unreachable(f"no answer within {self._timeout_s:g} s") from error
         except (http.NetworkError, http.ProtocolError, http.TimeoutException, OSError) as error:
             raise Unreachable(f"{type(error).__name__} {error}".strip()) from error
+        finally:
+            for connection in connections:
+                await connection.aclose()  # the pool forgets one whose TLS was cut short, and leaves it open
 
     async def close(self) -> None:
         await self._pool.aclose()

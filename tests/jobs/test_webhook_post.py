@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
 import ssl
 import subprocess
@@ -87,6 +88,28 @@ def test_a_slow_receiver_is_left_in_time(answer: Callable[..., None]) -> None:
         with pytest.raises(Unreachable, match=r"within 0\.3 s"):
             post(HttpPoster(targets, 0.3, 1), targets, there.place)
         assert time.monotonic() - began < 2.5  # the receiver takes three
+
+
+def test_a_receiver_that_never_finishes_tls_keeps_no_connection() -> None:
+    """Not even until Python's collector of cycles comes by."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"https://127.0.0.1:{server.getsockname()[1]}"
+        targets = Targets(url)
+
+        async def call() -> int:
+            poster = HttpPoster(targets, 0.2, 1)
+            with pytest.raises(Unreachable, match=r"no answer within 0\.2 s"):
+                await poster.post(targets.read(f"{url}/"), {}, b"{}")
+            there, _ = await asyncio.to_thread(server.accept)
+            with there:
+                there.settimeout(5)
+                return sum(len(part) for part in iter(lambda: there.recv(4096), b""))  # ends where the caller has closed
+
+        gc.disable()
+        try:
+            assert asyncio.run(call()) > 0, "the greeting of TLS came"
+        finally:
+            gc.enable()
 
 
 def test_of_the_answer_only_the_status_is_read() -> None:
