@@ -131,7 +131,7 @@ class Rig:
         def lines() -> list[dict[str, Any]]:
             return [line for line in self.log() if line["request_id"] == request_id]
 
-        wait_until(lambda: bool(lines()), 5)
+        wait_until(lambda: bool(lines()), 20)
         return lines()[-1]
 
     def errors(self) -> str:

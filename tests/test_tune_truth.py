@@ -34,6 +34,7 @@ def test_every_family_has_its_limit() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_the_loop_is_right_about_known_fleets() -> None:
     """One fleet of each family: right or within the named tolerance, and the right limit, but for one of eleven."""
     scores = [judge(draw(family, 5000 + number), "full", number) for number, family in enumerate(FAMILIES)]

@@ -11,6 +11,7 @@ import logging
 import math
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
@@ -94,6 +95,7 @@ class Runner:
         self._on_end = on_end
         self.running: dict[str, Running] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._claiming = asyncio.Lock()
         self._woken = asyncio.Event()
         self._not_before = self._silent_until = 0.0
 
@@ -110,9 +112,13 @@ class Runner:
 
     async def leave(self, patience_s: float) -> None:
         """Give back what runs here, for others to begin again; what takes longer than that is left to them as it is."""
+        deadline = time.monotonic() + patience_s
+        with suppress(TimeoutError):
+            async with asyncio.timeout(patience_s), self._claiming:
+                pass  # a claim under way is heard of, or its job would be nobody's until the claim runs out
         self._give_back()
         if self._tasks:
-            await asyncio.wait(self._tasks, timeout=patience_s)
+            await asyncio.wait(self._tasks, timeout=max(0.0, deadline - time.monotonic()))
         for task in list(self._tasks):
             task.cancel()
 
@@ -124,9 +130,10 @@ class Runner:
 
     async def _claim_forever(self) -> None:
         while True:
-            claims = await self._ask(self._store.claim(1), []) if self._has_room() else []
-            for claim in claims:
-                self._begin(Running(claim))
+            async with self._claiming:
+                claims = await self._ask(self._store.claim(1), []) if self._has_room() else []
+                for claim in claims:
+                    self._begin(Running(claim))
             await self._pause(TURN_S * len(self.running) if claims else LOOK_S)
 
     async def _beat_forever(self) -> None:

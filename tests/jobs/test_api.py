@@ -151,6 +151,7 @@ def test_a_long_poll_ends_with_the_job(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(watch, "LOOK_S", 30.0)
     with gate(tmp_path) as (http, held, _):
         path = submitted(http, sized(5))
+        assert until(lambda: state(http, path) == "running")
         began = time.monotonic()
         assert http.get(path, params={"wait": 0.3}).json()["state"] == "running"
         assert 0.3 <= time.monotonic() - began < 5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
@@ -82,15 +83,35 @@ def test_a_worker_that_leaves_gives_its_jobs_back(tmp_path: Path) -> None:
             assert (ended(asked, path)["state"], state(http, path)) == ("succeeded", "succeeded")
 
 
+def test_a_claim_under_way_when_a_worker_leaves_is_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The store has given the job and the worker has not heard of it yet: it is not nobody's until the claim runs out."""
+    with gate(tmp_path) as (http, held, running):
+        held.open.set()
+        store = worker_of(running.app).desk.runner._store  # type: ignore[union-attr]
+        claim = store.claim
+
+        async def late(most: int) -> list[Claim]:
+            found = await claim(most)
+            await asyncio.sleep(1 if found else 0)
+            return found
+
+        monkeypatch.setattr(store, "claim", late)
+        path = submitted(http, sized(30))
+        assert until(lambda: state(http, path) == "running")
+    with server(settings(tmp_path)) as second, httpx.Client(base_url=second.url) as asked:
+        found = ended(asked, path)
+        assert (found["state"], found["attempts"]) == ("succeeded", 1)
+
+
 def test_a_job_in_a_dead_worker_is_run_by_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No heartbeat for the visibility: somebody else begins anew, and what the first one says later does not count."""
-    with gate(tmp_path, jobs_visibility=1) as (http, held, running):
+    with gate(tmp_path, jobs_visibility=2) as (http, held, running):
         path = submitted(http, sized(30, seed=5))
         assert until(lambda: state(http, path) == "running")
         store = worker_of(running.app).desk.runner._store  # type: ignore[union-attr]
         monkeypatch.setattr(store, "heartbeat", silent)
         monkeypatch.setattr(store, "claim", nothing)
-        with server(settings(tmp_path, jobs_visibility=1)) as second, httpx.Client(base_url=second.url) as asked:
+        with server(settings(tmp_path, jobs_visibility=2)) as second, httpx.Client(base_url=second.url) as asked:
             found = ended(asked, path)
             assert (found["state"], found["attempts"]) == ("succeeded", 2)
             held.open.set()
@@ -109,7 +130,7 @@ async def nothing(most: int) -> list[Claim]:
 
 def test_a_worker_may_take_up_its_own_lost_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its first attempt stops, whose end leaves the second one its heartbeats: no third is begun."""
-    with gate(tmp_path, jobs_visibility=1) as (http, held, running):
+    with gate(tmp_path, jobs_visibility=2) as (http, held, running):
         jobs = worker_of(running.app).desk.runner  # type: ignore[union-attr]
         beat = jobs._store.heartbeat
         monkeypatch.setattr(jobs._store, "heartbeat", silent)
@@ -117,7 +138,7 @@ def test_a_worker_may_take_up_its_own_lost_job(tmp_path: Path, monkeypatch: pyte
         assert until(lambda: http.get(path).json()["attempts"] == 2)
         monkeypatch.setattr(jobs._store, "heartbeat", beat)
         assert until(lambda: len(jobs._tasks) == len(jobs.running) == 1)
-        time.sleep(1.5)  # more than the visibility
+        time.sleep(2.5)  # more than the visibility
         held.open.set()
         found = ended(http, path)
         assert (found["state"], found["attempts"]) == ("succeeded", 2) and until(lambda: not jobs.running)
@@ -160,7 +181,7 @@ def test_a_job_has_a_time_for_an_attempt_and_a_time_for_all(tmp_path: Path, monk
         held.delay_s = 0.05
         late = ended(http, submitted(http, sized(400) | {"timeout": 0.3}))
         assert (late["state"], late["error"]["status"]) == ("failed", 504)
-        old = ended(http, submitted(http, sized(400) | {"ttl": 0.8}))
+        old = ended(http, submitted(http, sized(400) | {"ttl": 2}))
         assert old["state"] == "expired" and "error" not in old
         assert until(idle(running))
 

@@ -30,9 +30,9 @@ pytestmark = pytest.mark.slow
 
 WORKERS, JOBS, KILLS = 3, 1000, 20
 VISIBILITY_S = 2
-PATIENCE_S = 150.0
-STUCK_S = 8.0
-"""Without any job ending for so long, no more will: several times the visibility."""
+PATIENCE_S = 500.0
+STUCK_S = 20.0
+"""Without any job ending for so long, no more will: several times the visibility and a worker's start."""
 OLDEST = 50
 """So many of those that have not ended are asked for in turn; the queue is in order."""
 
@@ -144,7 +144,8 @@ def figure(port: int, name: str) -> float:
 def fleet_of_jobs(folder: Path, backend: Backend, visibility_s: int, paths: int = 16) -> Iterator[Jobs]:
     """A fleet of its own, and a client that knows the answers."""
     with live(folder / "run", app=()) as fleet:
-        code, said = fleet.up(WORKERS, env={**backend.settings, "KRONOS_JOBS_VISIBILITY": f"{visibility_s}"})
+        patient = {"KRONOS_JOBS_VISIBILITY": f"{visibility_s}", "KRONOS_JOBS_ATTEMPTS": f"{2 * KILLS}"}
+        code, said = fleet.up(WORKERS, env={**backend.settings, **patient})
         assert code == 0, said
         asked = requests(40, paths)
         alone = asyncio.run(ask_alone("127.0.0.1", fleet.port, asked))
@@ -175,17 +176,19 @@ def requests(different: int, paths: int) -> list[bytes]:
 
 
 @pytest.mark.parametrize("kind", BACKENDS)
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1000)
 def test_no_job_is_lost_or_answered_wrongly(kind: str, tmp_path: Path) -> None:
     """Every job ends, once, with the answer that the same request got alone, whatever was killed meanwhile."""
     with BACKENDS[kind](tmp_path) as backend:
         client = campaign(tmp_path, backend, JOBS, KILLS, VISIBILITY_S)
     assert client.tally() == {"right": JOBS}
-    again = sum(document["attempts"] > 1 for document in client.documents.values())
-    print(f"{kind}: {JOBS} jobs, {KILLS} kills, {again} jobs begun more than once")
+    # not the number of jobs: where workers start slowly the same jobs are killed again
+    again = sum(document["attempts"] - 1 for document in client.documents.values())
+    print(f"{kind}: {JOBS} jobs, {KILLS} kills, {again} attempts begun again")
     assert again >= KILLS // 2
 
 
+@pytest.mark.timeout(600)
 def test_workers_that_stood_still_change_nothing(tmp_path: Path) -> None:
     """SIGSTOP in the midst of jobs until others have done them, then SIGCONT: late work is given up, every job has one right
     answer."""
@@ -205,6 +208,7 @@ def test_workers_that_stood_still_change_nothing(tmp_path: Path) -> None:
     assert lost > 0 and any(document["attempts"] > 1 for document in client.documents.values())
 
 
+@pytest.mark.timeout(600)
 def test_without_visibility_jobs_would_be_lost(tmp_path: Path) -> None:
     """The control: claims that never run out stay with the dead, and the tally sees that."""
     client = campaign(tmp_path, Backend({}, lambda: None), jobs=60, kills=3, visibility_s=3600)
@@ -212,6 +216,7 @@ def test_without_visibility_jobs_would_be_lost(tmp_path: Path) -> None:
     assert tally["lost"] > 0 and tally["lost"] + tally["right"] == 60
 
 
+@pytest.mark.timeout(600)
 def test_a_roll_costs_no_job_an_attempt(tmp_path: Path) -> None:
     """Every worker is replaced while jobs run that take longer than its leaving: each gives its own back at once, and none waits
     for a claim to run out."""

@@ -93,12 +93,13 @@ def test_a_slow_receiver_is_left_in_time(answer: Callable[..., None]) -> None:
 def test_a_receiver_that_never_finishes_tls_keeps_no_connection() -> None:
     """Not even until Python's collector of cycles comes by."""
     with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(10)
         url = f"https://127.0.0.1:{server.getsockname()[1]}"
         targets = Targets(url)
 
         async def call() -> int:
-            poster = HttpPoster(targets, 0.2, 1)
-            with pytest.raises(Unreachable, match=r"no answer within 0\.2 s"):
+            poster = HttpPoster(targets, 1.0, 1)
+            with pytest.raises(Unreachable, match="no answer within 1 s"):
                 await poster.post(targets.read(f"{url}/"), {}, b"{}")
             there, _ = await asyncio.to_thread(server.accept)
             with there:
@@ -159,7 +160,7 @@ def test_a_silent_name_server_takes_few_threads(monkeypatch: pytest.MonkeyPatch)
     async def calls() -> None:
         names = [f"hooks-{number}.test" for number in range(8)]
         targets = Targets(" ".join(names))
-        poster = HttpPoster(targets, 0.1, 8)
+        poster = HttpPoster(targets, 0.5, 8)
         called = [targets.read(f"https://{name}/") for name in names]
         for _ in range(2):
             found = await asyncio.gather(*(poster.post(target, {}, b"") for target in called), return_exceptions=True)
@@ -186,7 +187,7 @@ def test_a_name_whose_look_up_hangs_leaves_room_for_others() -> None:
 
     async def calls() -> None:
         targets = Targets(" ".join(busy + silent + other))
-        poster = HttpPoster(targets, 0.5, 10 * LOOKUPS, when_answered)
+        poster = HttpPoster(targets, 2.0, 10 * LOOKUPS, when_answered)
 
         async def fail(names: list[str], why: str) -> None:
             found = await asyncio.gather(
