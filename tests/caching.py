@@ -13,6 +13,8 @@ ASKED = request(10, overrides={"pred_len": 4, "seed": 3})
 UNSEEDED = request(10, overrides={"pred_len": 4})
 OWN = ("request_id", "timings")
 """Members of an answer that are of its own request."""
+WRITTEN_S = 0.3
+"""By then what nobody waits for has been written to the shared cache, and its lock is gone."""
 
 
 def computed(runner: FakeRunner) -> int:

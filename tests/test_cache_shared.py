@@ -18,12 +18,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from app import cache_shared
+from app import cache_breaker, cache_shared
 from app.cache_store import KEY_BYTES
 from app.cache_wire import HEADER, pack, unpack
 from app.settings import Settings, SettingsError, load
 from app.work import Outcome
-from tests.caching import ASKED, BATCH, EMBED, SINGLE, UNSEEDED, computed, lasting, value
+from tests.caching import ASKED, BATCH, EMBED, SINGLE, UNSEEDED, WRITTEN_S, computed, lasting, value
 from tests.fakes import FakeRunner
 from tests.kv_server import WHY_NOT, KeyValueServer, key_value_server
 from tests.serving import Json, busy, client, gated, request, until
@@ -39,8 +39,10 @@ def kv() -> Iterator[KeyValueServer]:
 
 
 @pytest.fixture
-def shared(kv: KeyValueServer) -> Settings:
-    """Settings of a worker that shares; the server is empty."""
+def shared(kv: KeyValueServer, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """Settings of a worker that shares; the server is empty, and how little it may cost is no question here."""
+    for module in (cache_breaker, cache_shared):
+        monkeypatch.setattr(module, "PURSE_S", 5.0)
     command(kv, b"FLUSHALL")
     return Settings(prewarm=False, redis_url=kv.url)
 
@@ -101,7 +103,7 @@ def test_a_repeat_hits_whichever_worker_serves_it(shared: Settings) -> None:
 
 def until_hit(http: Any, asked: Json, path: str = SINGLE) -> Any:
     """The answer once the other worker's write, which nobody waits for, has arrived."""
-    time.sleep(0.1)
+    time.sleep(WRITTEN_S)
     answer = http.post(path, json=asked)
     assert answer.headers["x-cache"] == "hit"
     return answer
@@ -113,7 +115,7 @@ def test_items_of_a_batch_are_shared_one_by_one(shared: Settings) -> None:
     other = FakeRunner()
     with client(shared) as one, client(shared, other) as two:
         one.post(BATCH, json={"items": [ASKED, UNSEEDED]})
-        time.sleep(0.1)
+        time.sleep(WRITTEN_S)
         answer = two.post(BATCH, json={"items": [ASKED, UNSEEDED, request(12, overrides={"pred_len": 2, "seed": 1})]})
         assert answer.headers["x-cache"] == "hit, miss, bypass"
         assert computed(other) == 2
@@ -130,7 +132,7 @@ def test_cache_control_holds_for_the_fleet(shared: Settings) -> None:
     other = FakeRunner()
     with client(shared) as one, client(shared, other) as two:
         one.post(SINGLE, json=ASKED, headers={"cache-control": "no-store"})
-        time.sleep(0.1)
+        time.sleep(WRITTEN_S)
         before = looks()
         assert two.post(SINGLE, json=ASKED, headers={"cache-control": "no-store"}).headers["x-cache"] == "bypass"
         one.post(SINGLE, json=ASKED, headers={"cache-control": "no-cache"})
@@ -147,7 +149,7 @@ def test_identical_requests_of_the_fleet_are_computed_once(shared: Settings, mon
         first = pool.submit(httpx.post, one.url + SINGLE, json=ASKED, timeout=20)
         assert until(busy(one))
         rest = [pool.submit(httpx.post, url + SINGLE, json=ASKED, timeout=20) for url in [one.url, two.url] * 3]
-        time.sleep(0.3)
+        assert until(lambda: value("kronos_concurrent_requests") == 7)
         gate.open.set()
         answers = [each.result() for each in [first, *rest]]
         assert [answer.headers["x-cache"] for answer in answers] == ["miss"] + 6 * ["coalesced"]
@@ -244,12 +246,12 @@ def test_what_is_too_large_is_not_shared(kv: KeyValueServer, shared: Settings, m
 @needs_server
 def test_a_copy_is_not_kept_longer_than_its_original(kv: KeyValueServer, shared: Settings) -> None:
     """The TTL counts from the computation, whoever keeps it."""
-    short = shared.model_copy(update={"cache_ttl": 0.5})
+    short = shared.model_copy(update={"cache_ttl": 2.0})
     with client(short) as one, client(short) as two:
         one.post(SINGLE, json=ASKED)
-        time.sleep(0.3)
+        time.sleep(1.2)
         assert two.post(SINGLE, json=ASKED).headers["x-cache"] == "hit"
-        time.sleep(0.3)
+        time.sleep(1.2)
         assert two.post(SINGLE, json=ASKED).headers["x-cache"] == "miss"
     assert command(kv, b"DBSIZE").startswith(b":1"), "and no lock is left"
 
@@ -260,7 +262,7 @@ def test_what_no_worker_wrote_is_ignored(kv: KeyValueServer, shared: Settings) -
     other = FakeRunner()
     with client(shared) as one, client(shared, other) as two:
         right = one.post(SINGLE, json=ASKED)
-        time.sleep(0.1)
+        time.sleep(WRITTEN_S)
         [name] = re.findall(rb"kronos:\S+", command(kv, b"KEYS *"))
         command(kv, b"SET " + name + b" junk PX 10000")
         answer = two.post(SINGLE, json=ASKED)

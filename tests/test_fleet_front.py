@@ -60,7 +60,7 @@ def test_status_shows_what_each_worker_does(fleet: Live) -> None:
     """Every worker and nginx with their state; requests under way are seen as in flight, the question itself not."""
     code, said = fleet.cli("status")
     assert code == 0 and said.count(" ready ") == 5
-    with fleet.load(users=4, pause=(0.0, 0.0), sleep=1.5):
+    with fleet.load(users=4, pause=(0.0, 0.0), sleep=4.0):
         time.sleep(0.3)
         rows = json.loads(fleet.cli("status", "--json")[1])["processes"]
     assert sum(row["in_flight"] or 0 for row in rows) == 4

@@ -48,7 +48,7 @@ def test_up_predict_scale_down_under_load(fleet: Live, tmp_path: Path) -> None:
     assert set(traffic.shares()) == {f"worker-{number}" for number in range(1, 9)}
 
     state = fleet.fleet
-    assert len(fleet.running(state)) == 2 * 2 + 3
+    wait_until(lambda: len(fleet.running(state)) == 2 * 2 + 3, 10)
     code, said = fleet.cli("down")
     assert code == 0 and fleet.running(state) == []
     assert Machine().port_holder("127.0.0.1", fleet.port) is None
@@ -134,7 +134,8 @@ def test_a_worker_that_cannot_start_halts_the_change(fleet: Live) -> None:
     with fleet.load(users=4) as traffic:
         code, said = fleet.cli("scale", "4", env={"STUB_FAIL": "the weights are torn"})
     assert code == 6 and "the weights are torn" in said and "python -m fleet logs worker-" in said
-    assert fleet.fleet == before and len(fleet.running(before)) == 7
+    assert fleet.fleet == before
+    wait_until(lambda: len(fleet.running(before)) == 7, 10)
     assert traffic.failures == []
 
 
@@ -153,7 +154,8 @@ def test_a_roll_under_load_loses_nothing(fleet: Live) -> None:
     after = fleet.fleet
     assert [worker.name for worker in after.workers] == [worker.name for worker in before.workers]
     assert not {worker.process for worker in after.workers} & {worker.process for worker in before.workers}
-    assert after.plan.settings["KRONOS_LOG_LEVEL"] == "warning" and len(fleet.running(after)) == 2 * 3 + 3
+    assert after.plan.settings["KRONOS_LOG_LEVEL"] == "warning"
+    wait_until(lambda: len(fleet.running(after)) == 2 * 3 + 3, 10)
     assert [pid for worker in before.workers for pid in [worker.process.pid] if Machine().alive(worker.process)] == []
 
 
@@ -167,7 +169,8 @@ def test_a_roll_of_bad_weights_halts_with_the_old_ones_serving(fleet: Live) -> N
         assert code == 14 and "the weights are torn" in said
         assert "logs worker-1-next" in said and "python -m fleet roll" in said
         assert "the weights are torn" in fleet.cli("logs", "worker-1-next")[1]
-        assert fleet.fleet == before and len(fleet.running(before)) == 7
+        assert fleet.fleet == before
+        wait_until(lambda: len(fleet.running(before)) == 7, 10)
         assert fleet.cli("roll")[0] == 0
     assert traffic.failures == []
 

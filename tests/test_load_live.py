@@ -14,7 +14,7 @@ import pytest
 
 from fleet.k6 import ROOT, find_or_build, tell
 from fleet.load import DIALS, main
-from tests.fleet.live import Live, live
+from tests.fleet.live import Live, live, wait_until
 from tests.load.rig import SHORT, free_port, run_k6, seen, standing_in
 from tests.load.stand_in import KEY, LOCKED
 
@@ -24,8 +24,8 @@ HELD, FAILED, STOPPED, GAVE_UP = 0, 99, 105, 108  # k6's exit codes
 # What keeps each scenario short and small.
 SMALL = {
     "baseline": SHORT,
-    "open": {**SHORT, "RATE": "20", "VUS": "50"},
-    "ramp": {**SHORT, "RATE": "20", "STEPS": "2", "DURATION": "2s", "VUS": "50"},
+    "open": {**SHORT, "RATE": "20", "VUS": "50", "P95_MS": "30000"},
+    "ramp": {**SHORT, "RATE": "20", "STEPS": "2", "DURATION": "2s", "VUS": "50", "P95_MS": "30000"},
     "burst": SHORT,
     "sustained": SHORT,
     "mixed": {"DURATION": "2s", "VUS": "5"},
@@ -140,7 +140,9 @@ def test_popular_requests_follow_zipfs_law(k6: Path, stand_in: str, tmp_path: Pa
         assert found == {}
     first, *others = counts[0]
     assert [count / first for count in others] == pytest.approx([1 / 2, 1 / 3, 1 / 4], abs=0.12)
-    assert counts[0] == pytest.approx(counts[1], abs=4)  # the last arrivals may come a little later
+    # the shorter run is the beginning of the longer one
+    missing = abs(sum(counts[0]) - sum(counts[1]))
+    assert all(abs(one - other) <= missing for one, other in zip(*counts, strict=True)) and min(map(sum, counts)) > 360
 
 
 def test_refusals_in_order_are_no_lies(k6: Path, stand_in: str, tmp_path: Path) -> None:
@@ -161,7 +163,7 @@ def test_refusals_in_order_are_no_lies(k6: Path, stand_in: str, tmp_path: Path) 
         ({"P95_MS": "0.1"}, "kronos_request_duration{outcome:right}"),
         ({"SCENARIO": "open", "RATE": "5000", "VUS": "1"}, "dropped_iterations"),
         ({"SCENARIO": "ramp", "RATE": "10", "STEPS": "2", "P95_MS": "0.1"}, "kronos_goodput{step:1}"),
-        ({"SCENARIO": "baseline", "MIN_HITS": "0.5"}, "kronos_cache_hit"),
+        ({"SCENARIO": "baseline", "MIN_HITS": "0.5", "BASE_URL": "{stand_in}/fresh"}, "kronos_cache_hit"),
         ({"SCENARIO": "repeated", "BASE_URL": "{stand_in}/lie/never-cached"}, "kronos_cache_hit"),
     ],
 )
@@ -199,7 +201,7 @@ def cached(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
 
 # Six users with so short a pause ask at most 300 times a second; Nginx lets 500 through from one address.
 POPULAR = {
-    "SCENARIO": "repeated", "DURATION": "6s", "VUS": "6", "PAUSE": "0.02", "LOOKBACK": "64", "HORIZON": "24", "P95_MS": "30000",
+    "SCENARIO": "repeated", "DURATION": "9s", "VUS": "6", "PAUSE": "0.02", "LOOKBACK": "64", "HORIZON": "96", "P95_MS": "30000",
 }  # fmt: skip
 
 
@@ -275,8 +277,9 @@ def test_ctrl_c_keeps_what_there_is(stand_in: str, tmp_path: Path) -> None:
     dials = {**SHORT, "DURATION": "60s", "TESTID": "mine", "BASE_URL": stand_in}
     arguments = [argument for name, value in dials.items() for argument in ("-e", f"{name}={value}")]
     argv = [sys.executable, "-m", "fleet.load", *arguments, "--into", str(tmp_path)]
+    before = seen(stand_in).get("/v1/predict/single", 0)
     with subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        time.sleep(4)
+        wait_until(lambda: seen(stand_in).get("/v1/predict/single", 0) > before + 5, 60)
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == STOPPED
     assert json.loads((tmp_path / "mine" / "summary.json").read_text())["metrics"]["kronos_forecasts"]["values"]["count"] > 0
@@ -310,8 +313,8 @@ def test_locust_finds_a_lie_out(stand_in: str, lie: str) -> None:
 
 def test_the_tuning_loop_measures_a_real_fleet(fleet: Live, tmp_path: Path) -> None:
     """Scale, warm, k6, read the workers: every figure of the report is there, and the fleet has its workers back."""
-    asked = ("--slo", "p95=2s", "--rate", "8", "--workers", "1,2", "--rounds", "1", "--duration", "3", "--vus-per-worker", "2")
-    code, said = fleet.cli("tune", *asked, "-e", "HORIZON=48", "-e", "LOOKBACK=128", "--reports", str(tmp_path))
+    asked = ("--slo", "p95=2s", "--rate", "4", "--workers", "1,2", "--rounds", "1", "--duration", "3", "--vus-per-worker", "2")
+    code, said = fleet.cli("tune", *asked, "-e", "HORIZON=12", "-e", "LOOKBACK=64", "--reports", str(tmp_path))
     assert code == 0, said
     [folder] = tmp_path.iterdir()
     summary = json.loads((folder / "summary.json").read_text())

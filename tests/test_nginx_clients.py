@@ -245,8 +245,7 @@ def test_a_slow_reader_holds_no_worker(tmp_path: Path) -> None:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         client.connect(("127.0.0.1", front.port))
         client.sendall(f"POST {PREDICT} HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{{}}".encode())
-        time.sleep(0.5)
-        assert front.workers.asked and front.workers.idle()
+        wait_until(lambda: bool(front.workers.asked) and front.workers.idle(), 10)
         assert len(b"".join(iter(lambda: client.recv(65536), b""))) > 900_000
         assert "an upstream response is buffered to a temporary file" not in front.errors()
 

@@ -85,11 +85,11 @@ def test_nginx_closes_an_idle_connection_before_the_worker_does(tmp_path: Path) 
     """keepalive_timeout of the upstream: closed on time, and shorter than the worker's own."""
     kept = shipped("keepalive_timeout", "upstream.conf")
     assert float(kept.removesuffix("s")) < Settings().keep_alive
-    with rig(tmp_path / "nginx", count=1, changes={f"keepalive_timeout {kept}": "keepalive_timeout 1s"}) as front:
+    with rig(tmp_path / "nginx", count=1, changes={f"keepalive_timeout {kept}": "keepalive_timeout 3s"}) as front:
         assert post(front).status == 200
-        time.sleep(0.6)
+        time.sleep(1)
         assert front.workers.open() > 0
-        wait_until(lambda: front.workers.open() == 0, 1)
+        wait_until(lambda: front.workers.open() == 0, 10)
 
 
 def test_a_worker_that_does_not_accept_is_passed_over_after_a_second(tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_a_worker_that_does_not_accept_is_passed_over_after_a_second(tmp_path: P
             client.connect_ex(hole.getsockname())
         began = time.monotonic()
         assert {post(front).status for _ in range(6)} == {200}
-        assert 0.9 < time.monotonic() - began < 2
+        assert 0.9 < time.monotonic() - began < 5
 
 
 def test_a_worker_that_does_not_take_the_body_is_passed_over(tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_a_worker_that_never_answers_costs_the_deadline_once(tmp_path: Path) -> 
         front.workers.behave = silent
         began = time.monotonic()
         found = post(front)
-        assert 0.9 < time.monotonic() - began < 1.8
+        assert 0.9 < time.monotonic() - began < 4
         assert found.status == 504 and json.loads(found.body)["title"] == "Deadline passed"
         assert len(front.workers.asked) == 1
 
@@ -253,7 +253,8 @@ def test_a_stuck_answer_does_not_keep_an_old_process_for_ever(tmp_path: Path) ->
     """worker_shutdown_timeout, longer than the longest deadline a worker can be given."""
     longest = max(found.le for found in Settings.model_fields["inference_timeout"].metadata if hasattr(found, "le"))
     assert seconds("worker_shutdown_timeout") > longest
-    with rig(tmp_path / "nginx", count=1, faster=seconds("worker_shutdown_timeout")) as front:
+    shown = f"worker_shutdown_timeout {shipped('worker_shutdown_timeout')}"
+    with rig(tmp_path / "nginx", count=1, changes={shown: "worker_shutdown_timeout 1s"}) as front:
 
         async def stuck(asked: Asked) -> bytes | None:
             await asyncio.sleep(30)

@@ -197,10 +197,10 @@ def test_who_got_a_place_in_time_may_take_long(gate: threading.Event) -> None:
     """Patience is for the line, not for the work: the negative control of the test above."""
 
     async def test() -> None:
-        pool = Pool("db", 1, patience_s=0.05)
+        pool = Pool("db", 1, patience_s=0.5)
         asyncio.get_running_loop().call_later(0.02, gate.set)
         async with full(pool, gate):
-            await pool.run(time.sleep, 0.2)
+            await pool.run(time.sleep, 0.7)
         assert pool.stats()["expired"] == 0
 
     run(test())

@@ -149,7 +149,7 @@ LINES = """\
 <190>Nov 21 13:40:02 nginx: /v1/jobs/{task_id} GET 200 2xx 0.000 89 150 "-" "-" "-"
 <190>Nov 21 13:40:02 nginx: /v1/predict/single POST 200 2xx 0.120 100 150 "10.0.0.1:8000, 10.0.0.2:8000" "502, 200" "0.001, 0.119"
 <190>Nov 21 13:40:02 nginx: /v1/predict/single POST 504 5xx 9.5 100 150 "10.0.0.1:8000 : 10.0.0.2:8000" "502 : 504" "0.5 : 9.0"
-<190>Nov 21 13:40:02 nginx: /v1/predict/single POST 200 2xx 5.0 1 1 "a:1, b:1, c:1 : d:1, e:1" "502, 504, 500 : 502, 200" "1.0, -, 1.0 : 1.0, 2.0"
+<190>Nov 21 13:40:02 nginx: /v1/predict/single POST 200 2xx 5.0 1 1 "a:1, b:1, c:1 : d:1, e:1, f:1, g:1, h:1" "502, 504, 500 : 502, 502, 502, 502, 200" "1.0, -, 1.0 : 1.0, 0.5, 0.5, 0.5, 2.0"
 <190>Nov 21 13:40:02 nginx: /v1/predict/single POST 499 4xx 5.120 100 0 "10.0.0.1:8000" "-" "-"
 <190>Nov 21 13:40:02 nginx: /v1/predict/single POST 502 5xx 0.000 100 300 "kronos" "502" "0.000"
 <190>Nov 21 13:40:02 nginx: /prometheus GET 200 2xx 0.004 100 300 "10.0.0.9:9090" "200" "0.004"
@@ -175,11 +175,13 @@ COUNTED = {
     'nginx_upstream_requests_total{status="504",upstream="b:1"}': 1,
     'nginx_upstream_requests_total{status="500",upstream="c:1"}': 1,
     'nginx_upstream_requests_total{status="502",upstream="d:1"}': 1,
-    'nginx_upstream_requests_total{status="200",upstream="e:1"}': 1,
+    'nginx_upstream_requests_total{status="502",upstream="e:1"}': 1,
+    'nginx_upstream_requests_total{status="502",upstream="g:1"}': 1,
+    'nginx_upstream_requests_total{status="200",upstream="h:1"}': 1,
     'nginx_upstream_requests_total{status="502",upstream="kronos"}': 1,
     'nginx_upstream_response_duration_seconds_count{upstream="10.0.0.1:8000"}': 2,
     'nginx_upstream_response_duration_seconds_sum{upstream="10.0.0.2:8000"}': 9.119,
-    'nginx_upstream_response_duration_seconds_sum{upstream="e:1"}': 2.0,
+    'nginx_upstream_response_duration_seconds_sum{upstream="h:1"}': 2.0,
     "nginx_log_lines_unread_total": 1,
 }
 
@@ -193,4 +195,4 @@ def test_every_try_of_a_request_is_counted(tmp_path: Path) -> None:
     found = dict(line.rsplit(" ", 1) for line in said.splitlines() if line.startswith("nginx_"))
     assert {name: float(found.get(name, "nan")) for name in COUNTED} == COUNTED
     tries = [float(value) for name, value in found.items() if name.startswith("nginx_upstream_requests_total")]
-    assert sum(tries) == 2 + 2 + 5 + 1 + 1  # workers' only, not Prometheus's
+    assert sum(tries) == 2 + 2 + 8 + 1 + 1  # workers' only, not Prometheus's

@@ -28,7 +28,8 @@ from fleet.host import Answer
 from tests.fleet.live import Traffic, ask, load
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMAND_TIMEOUT_S = 300
+COMMAND_TIMEOUT_S = 1000
+"""Long enough for the build of an image on a slow machine; a test has its own patience."""
 NO_GRAFANA = "services: { grafana: { profiles: [elsewhere] } }\n"
 
 

@@ -28,6 +28,7 @@ ACCEPTED = {"postgres": {"secret in the environment"}, "s3": {"secret in the env
 """Compose gives a secret to a container whose root is read-only only from a file of the host, and full.env is the one place for
 all passwords; the folder of rclone's image is root's, and root has no capability there."""
 KEPT_S = 60.0
+pytestmark = pytest.mark.timeout(1200)  # stand-ins are built
 READ = """
 import json, os
 import obstore, pyarrow, pyarrow.parquet

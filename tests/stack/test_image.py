@@ -13,6 +13,8 @@ from fleet.forecast import ROUTE
 from fleet.host import Answer, request
 from tests.stack.stack import Container, Stack, command, wait_until
 
+pytestmark = pytest.mark.timeout(1200)  # an image with torch is built
+
 START_TIMEOUT_S = 120
 TOLERANCE = 1e-3
 """Relative: another order of additions, and a draw that falls on the other side of a boundary is not to be had at this seed."""
