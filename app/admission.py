@@ -82,8 +82,8 @@ class Admission:
             self._work[priority] -= work
 
     def measure(self, units: int, seconds: float) -> None:
-        """Tell the drain rate that `units` were done in `seconds` of engine time with every slot taken (a
-        half-empty batch says nothing of the rate at which a queue drains)."""
+        """Tell the drain rate that `units` were done in `seconds` of engine time while a queue drained: whatever a request takes
+        besides its steps is part of that, and a batch that is half empty because nobody waits says nothing of it."""
         with self._lock:
             keep = math.exp(-seconds / RATE_WINDOW_S)
             self._units = keep * self._units + units

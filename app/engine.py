@@ -68,6 +68,7 @@ class Engine:
         self._wake = threading.Event()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._step_began = 0.0
+        self._backlogged = False
         self._ready = self._draining = self._stopping = False
 
     # --- from any thread ----------------------------------------------------------------------------------
@@ -266,7 +267,9 @@ class Engine:
         if plan.paths:
             metrics.DECODE_STEPS.inc()
             metrics.BATCH_SEQUENCES.observe(len(plan.paths))
-        if len(plan.paths) == self._scheduler.num_slots:
+        full = len(plan.paths) == self._scheduler.num_slots
+        self._backlogged = self._scheduler.queued and (full or self._backlogged)
+        if self._backlogged:
             self._admission.measure(len(plan.paths), now - began)
         metrics.ENGINE_BUSY.inc(now - began)
 

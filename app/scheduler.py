@@ -195,6 +195,11 @@ class Scheduler:
     def idle(self) -> bool:
         return not self._series
 
+    @property
+    def queued(self) -> bool:
+        """Whether a series waits for its turn, or a path for a slot."""
+        return any(self._waiting.values()) or any(self._ready.values())
+
     def num_waiting(self, priority: Priority) -> int:
         """Series of a class whose history is not in the cache yet. Safe to call from any thread."""
         return sum(1 for errand in self._waiting[priority].copy() if errand.series.active)

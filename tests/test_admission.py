@@ -152,7 +152,7 @@ def test_work_past_its_deadline_is_not_called_overload() -> None:
 
 
 def test_an_unmeasured_rate_refuses_nobody() -> None:
-    """Until full batches have been seen for a second, no deadline is judged and Retry-After is the least."""
+    """Until a queue has been seen for a second, no deadline is judged and Retry-After is the least."""
     gate = admission(max_work=1000)
     gate.measure(1, 0.9 * RATE_SAMPLE_S)
     gate.add(1000, "interactive", PATIENT_S)

@@ -732,27 +732,31 @@ def test_work_given_up_is_counted_by_reason(ending: str, reason: str) -> None:
     assert sample("kronos_cancelled_total", reason=reason) - before == 1
 
 
-def test_a_full_batch_teaches_the_rate() -> None:
-    """Refusals carry a time that follows from the speed of full batches: 2 slots, 0.1 s a step, 20 a second."""
+@pytest.mark.parametrize("errand_s", [0.0, 0.3])
+def test_a_refusal_names_the_time_that_the_queue_takes(errand_s: float) -> None:
+    """Whatever a request costs besides its steps; what is done while nobody waits says nothing of it."""
     clock = Clock()
 
-    def tick(_: int) -> None:
-        clock.now += 0.1
+    def take(seconds: float) -> None:
+        clock.now += seconds
 
     gate = Gate()
-    runner = FakeRunner(num_slots=2, on_step=tick)
-    with serving(runner, limits=Limits(max_work=100), clock=clock) as engine:
-        result(submit(engine, forecast(horizon=40, sample_count=2)))
-        result(submit(engine, forecast(horizon=40)))  # a batch that is not full teaches nothing
+    runner = FakeRunner(num_slots=4, on_step=lambda _: take(0.1), on_errand=lambda _: take(errand_s))
+    with serving(runner, limits=Limits(max_work=400, max_wait_s=100), clock=clock) as engine:
+        for ticket in [submit(engine, forecast(horizon=20)) for _ in range(20)]:
+            result(ticket)
+        for _ in range(5):
+            result(submit(engine, forecast(horizon=20)))
         runner.on_step = gate
-        tickets = [submit(engine, forecast(horizon=50)) for _ in range(2)]
+        tickets = [submit(engine, forecast(horizon=20)) for _ in range(20)]
         gate.wait()
         with pytest.raises(Overloaded) as refusal:
             engine.reserve()
-        assert refusal.value.retry_after == pytest.approx(100 / 20, rel=0.1)
+        began, runner.on_step = clock.now, lambda _: take(0.1)
         gate.open()
         for ticket in tickets:
             result(ticket)
+    assert refusal.value.retry_after == pytest.approx(clock.now - began, rel=0.2)
 
 
 def test_an_idle_engine_audits_its_pools() -> None:
