@@ -313,7 +313,7 @@ def test_locust_finds_a_lie_out(stand_in: str, lie: str) -> None:
 
 def test_the_tuning_loop_measures_a_real_fleet(fleet: Live, tmp_path: Path) -> None:
     """Scale, warm, k6, read the workers: every figure of the report is there, and the fleet has its workers back."""
-    asked = ("--slo", "p95=2s", "--rate", "4", "--workers", "1,2", "--rounds", "1", "--duration", "3", "--vus-per-worker", "2")
+    asked = ("--slo", "p95=2s", "--rate", "8", "--workers", "1,2", "--rounds", "1", "--duration", "3", "--vus-per-worker", "2")
     code, said = fleet.cli("tune", *asked, "-e", "HORIZON=12", "-e", "LOOKBACK=64", "--reports", str(tmp_path))
     assert code == 0, said
     [folder] = tmp_path.iterdir()
