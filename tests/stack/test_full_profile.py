@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from app.jobs.redis_store import PREFIX
 from tests.fleet.live import free_ports
 from tests.serving import request
 from tests.stack.stack import ROOT, Stack, command, missing_engine, wait_until
@@ -157,7 +158,7 @@ def test_a_job_is_done_through_valkey(full: Stack) -> None:
     task = json.loads(answer.body)["task_id"]
     document = json.loads(full.ask("GET", f"/v1/jobs/{task}?wait=30").body)
     assert document["state"] == "succeeded" and len(document["result"]["prediction"]) == 8
-    state = ("valkey-cli", "hget", f"kronos:{{jobs}}:1:job:{task}", "state")
+    state = ("valkey-cli", "hget", f"{PREFIX}job:{task}", "state")
     assert command("docker", "exec", full.containers("valkey-jobs")[0].id, *state).strip() == "succeeded"
     await_kept(full, "job", Counter(["job-0"]))
 
