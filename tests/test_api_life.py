@@ -136,6 +136,7 @@ def test_a_worker_that_cannot_load_leaves_for_good() -> None:
     assert status_left_with(create_app(Settings(), load, left.append), left) == STATUS_UNUSABLE
 
 
+@pytest.mark.slow
 def test_a_worker_that_loads_too_long_leaves() -> None:
     """Not ready within KRONOS_STARTUP_TIMEOUT: another one may have more luck."""
     release = threading.Event()

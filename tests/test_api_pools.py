@@ -129,6 +129,7 @@ def without_what_varies(document: Json) -> str:
     return json.dumps(document)
 
 
+@pytest.mark.slow
 def test_a_worker_ends_in_time_with_pools_full_of_stuck_tasks() -> None:
     """Leaving has threads of its own, waits a stated time for the pools, and says what it left behind."""
     gate = threading.Event()

@@ -243,6 +243,7 @@ def test_what_is_too_large_is_not_shared(kv: KeyValueServer, shared: Settings, m
         assert until(lambda: command(kv, b"DBSIZE").startswith(b":0"), 0.5 * cache_shared.LOCK_S)
 
 
+@pytest.mark.slow
 @needs_server
 def test_a_copy_is_not_kept_longer_than_its_original(kv: KeyValueServer, shared: Settings) -> None:
     """The TTL counts from the computation, whoever keeps it."""

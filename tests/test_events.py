@@ -278,6 +278,7 @@ def test_a_real_librdkafka_takes_the_options() -> None:
     assert (counts["written"], counts["offered"]) == (20, 20)
 
 
+@pytest.mark.slow
 def test_no_broker_no_matter() -> None:
     """A worker whose broker is not there answers, in memory and time, as one that publishes nothing."""
     with client(KAFKA.model_copy(update={"prewarm": False})) as http:

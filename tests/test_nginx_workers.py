@@ -68,6 +68,7 @@ def test_connections_to_workers_are_kept_and_used_again(front: Rig) -> None:
     assert opened <= 100  # 20 in flight, spread over 8 workers and 2 processes that each keep their own
 
 
+@pytest.mark.slow
 def test_one_connection_to_a_worker_carries_more_than_a_thousand_requests(tmp_path: Path) -> None:
     """keepalive_requests of the upstream: one connection for all (the default would take two)."""
     with rig(tmp_path / "nginx", count=1) as front:
@@ -81,6 +82,7 @@ def test_one_connection_to_a_worker_carries_more_than_a_thousand_requests(tmp_pa
         assert front.workers.connections - before <= 1
 
 
+@pytest.mark.slow
 def test_nginx_closes_an_idle_connection_before_the_worker_does(tmp_path: Path) -> None:
     """keepalive_timeout of the upstream: closed on time, and shorter than the worker's own."""
     kept = shipped("keepalive_timeout", "upstream.conf")
@@ -229,6 +231,7 @@ def test_the_worker_s_long_headers_pass(front: Rig) -> None:
     assert len(post(front).headers["server-timing"]) == 12_000
 
 
+@pytest.mark.slow
 def test_an_answer_in_flight_survives_a_reload(front: Rig) -> None:
     """The old processes go when their last answer is out, not before."""
 
@@ -249,6 +252,7 @@ def test_an_answer_in_flight_survives_a_reload(front: Rig) -> None:
     wait_until(lambda: not set(old) & set(front.children), 5)
 
 
+@pytest.mark.slow
 def test_a_stuck_answer_does_not_keep_an_old_process_for_ever(tmp_path: Path) -> None:
     """worker_shutdown_timeout, longer than the longest deadline a worker can be given."""
     longest = max(found.le for found in Settings.model_fields["inference_timeout"].metadata if hasattr(found, "le"))

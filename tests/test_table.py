@@ -170,6 +170,7 @@ def test_control_without_unique_ids_it_would(empty: Database, monkeypatch: pytes
         test_a_commit_that_nobody_heard_of_writes_nothing_twice(empty, monkeypatch)
 
 
+@pytest.mark.slow
 @needs_server
 def test_control_a_sink_that_waits_for_its_server_stops_predictions(empty: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """The protection off: written on the event loop, a stalled server is the predictions' stall."""

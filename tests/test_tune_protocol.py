@@ -105,6 +105,7 @@ def test_one_that_hangs_is_ended_with_everything_it_started() -> None:
     assert time.monotonic() - began < 10
 
 
+@pytest.mark.slow
 def test_children_of_a_runner_end_with_it(tmp_path: Path) -> None:
     """A load generator that the runner left behind would disturb the next run."""
     mark = tmp_path / "alive"

@@ -43,6 +43,7 @@ def test_95_per_cent_intervals_cover_95_per_cent(rounds: int) -> None:
     assert 0.93 <= np.mean([interval.low <= 1.0 <= interval.high for interval in found]) <= 0.97
 
 
+@pytest.mark.slow
 def test_who_stops_when_it_is_narrow_keeps_the_first_looks_freedom() -> None:
     """Rounds go on until the interval is within ± 0.2: as if their number had been fixed, it holds the truth too rarely."""
     random, covered = np.random.default_rng(9), {None: 0, 6: 0}

@@ -103,6 +103,7 @@ def test_a_claim_under_way_when_a_worker_leaves_is_given_back(tmp_path: Path, mo
         assert (found["state"], found["attempts"]) == ("succeeded", 1)
 
 
+@pytest.mark.slow
 def test_a_job_in_a_dead_worker_is_run_by_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No heartbeat for the visibility: somebody else begins anew, and what the first one says later does not count."""
     with gate(tmp_path, jobs_visibility=2) as (http, held, running):
@@ -128,6 +129,7 @@ async def nothing(most: int) -> list[Claim]:
     return []
 
 
+@pytest.mark.slow
 def test_a_worker_may_take_up_its_own_lost_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its first attempt stops, whose end leaves the second one its heartbeats: no third is begun."""
     with gate(tmp_path, jobs_visibility=2) as (http, held, running):
@@ -173,6 +175,7 @@ def test_a_job_on_which_the_model_fails_is_tried_again(tmp_path: Path) -> None:
         assert found["error"]["type"].endswith("engine-failed") and "secret" not in str(found)
 
 
+@pytest.mark.slow
 def test_a_job_has_a_time_for_an_attempt_and_a_time_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`timeout` passed: failed with 504's problem. `ttl` passed: expired, also if nobody sweeps. The work has stopped."""
     monkeypatch.setattr(runner, "SWEEP_S", 60.0)

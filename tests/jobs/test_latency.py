@@ -72,6 +72,7 @@ def test_a_full_queue_of_jobs_delays_a_request_by_at_most_one_step(tmp_path: Pat
     assert added_steps(tmp_path, monkeypatch, "bulk") <= 1
 
 
+@pytest.mark.slow
 def test_interactive_jobs_would_delay_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The control: jobs of the same class do not make room, and the counting sees that."""
     assert added_steps(tmp_path, monkeypatch, "interactive") > 20

@@ -77,6 +77,7 @@ def test_a_job_that_runs_while_the_server_is_away_ends_once(kv: KeyValueServer, 
         assert (found["state"], found["attempts"]) == ("succeeded", 1)
 
 
+@pytest.mark.slow
 def test_a_silent_server_holds_up_nobody_else() -> None:
     """It accepts and never answers: submissions are told in time, predictions do not wait, leaving does not either."""
     with black_hole() as hole:

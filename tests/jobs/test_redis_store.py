@@ -176,6 +176,7 @@ def test_a_silent_server_is_left_in_time(monkeypatch: pytest.MonkeyPatch) -> Non
         use(hole.url, check)
 
 
+@pytest.mark.slow
 def test_a_stalled_server_loses_no_claim(durable: KeyValueServer) -> None:
     """Stopped for a moment and woken: whoever asked meanwhile was told, whoever runs a job still holds it."""
 

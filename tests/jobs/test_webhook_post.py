@@ -174,6 +174,7 @@ def test_a_silent_name_server_takes_few_threads(monkeypatch: pytest.MonkeyPatch)
     asyncio.run(calls())
 
 
+@pytest.mark.slow
 def test_a_name_whose_look_up_hangs_leaves_room_for_others() -> None:
     """However many calls to it wait, or were left; who still waits for it when it ends hears of it."""
     asked: list[str] = []
