@@ -110,7 +110,7 @@ def test_the_examples_of_jobs_run(url: str, name: str) -> None:
 
 @SCHEMA.parametrize()
 @hypothesis.settings(
-    max_examples=40, derandomize=True, deadline=None, database=None,
+    max_examples=60, derandomize=True, deadline=None, database=None,
     phases=(Phase.explicit, Phase.generate), suppress_health_check=list(HealthCheck),
 )  # fmt: skip
 def test_the_application_keeps_its_contract(case: Any, url: str) -> None:

@@ -29,8 +29,8 @@ def test_interactive_requests_do_not_notice_an_overload_of_bulk(tmp_path: Path) 
     print(report)
     with_priorities, without = report["added bulk"], report["added interactive"]
     assert with_priorities["base"]["share"] >= 0.994
-    assert without["base"]["share"] < 0.97 and without["base"]["refused"] > 0
+    assert without["base"]["share"] < 0.9
     for found in (with_priorities, without):
         assert found["more"]["refused"] > 0
         assert found["base"]["failed"] == found["more"]["failed"] == {}
-        assert found["goodput"] > 0.25  # no collapse; the 90 % that are promised are measured on a quiet machine
+        assert found["goodput"] > 0.4  # no collapse; the 90 % that are promised are measured on a quiet machine

@@ -144,8 +144,7 @@ def figure(port: int, name: str) -> float:
 def fleet_of_jobs(folder: Path, backend: Backend, visibility_s: int, paths: int = 16) -> Iterator[Jobs]:
     """A fleet of its own, and a client that knows the answers."""
     with live(folder / "run", app=()) as fleet:
-        patient = {"KRONOS_JOBS_VISIBILITY": f"{visibility_s}", "KRONOS_JOBS_ATTEMPTS": f"{2 * KILLS}"}
-        code, said = fleet.up(WORKERS, env={**backend.settings, **patient})
+        code, said = fleet.up(WORKERS, env={**backend.settings, "KRONOS_JOBS_VISIBILITY": f"{visibility_s}"})
         assert code == 0, said
         asked = requests(40, paths)
         alone = asyncio.run(ask_alone("127.0.0.1", fleet.port, asked))
